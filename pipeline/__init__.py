@@ -1,0 +1,1 @@
+"""Datasets turned into implicit neural representations. Never imports Ray."""

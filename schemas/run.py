@@ -1,0 +1,280 @@
+"""One run: the YAML file a user writes, from the dataset's URL to the store's."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from schemas.base import Location, Schema, identity
+
+Kind = Literal["images", "shapes", "points", "views", "sequences"]
+Stage = Literal["ingest", "train", "fit", "evaluate"]
+
+
+class LabelRule(Schema):
+    """Where a sample's label comes from; by default the shallowest folder level with two values."""
+
+    level: int | None = None
+    """Folder level, 0 = first below the dataset URL, -1 = the file's own folder."""
+    regex: str | None = None
+    """Searched in the sample id; its first group is the label."""
+    table: Location | None = None
+    """CSV or Parquet with columns `id` and `label`."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> LabelRule:
+        given = [name for name in ("level", "regex", "table") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of level, regex, table; {' and '.join(given)} are set")
+        return self
+
+
+class SplitRule(Schema):
+    """Shares of the splits; a sample's split is a hash of its id."""
+
+    train: float = Field(0.8, ge=0)
+    val: float = Field(0.0, ge=0)
+    test: float = Field(0.2, ge=0)
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> SplitRule:
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(
+                f"train + val + test = {self.train + self.val + self.test:g}, must be 1"
+            )
+        return self
+
+
+class Dataset(Location):
+    """What is read: a prefix, a container, or a table of URIs."""
+
+    kind: Kind
+    """What one sample is."""
+    include: tuple[str, ...] = ()
+    """Glob patterns on sample ids; empty = every readable file."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns on sample ids that are left out (counted as ignored)."""
+    group: str | None = None
+    """Regex searched in each path; its first group is the sample id: objects with one id are one sample."""
+    columns: dict[Literal["uri", "id", "label", "split", "image"], str] = {}
+    """Names of the columns of a table, where they differ from uri, id, label, split, image."""
+    label: LabelRule = LabelRule()
+    split: SplitRule = SplitRule()
+
+
+class CommonIngest(Schema):
+    """Keys of ingest that every kind of sample has."""
+
+    seed: int = 0
+    """Seeds held-out choices, sampling and splits."""
+    unit_objects: int = Field(256, ge=1)
+    """Most samples in one ingest unit (one prepared shard)."""
+    unit_bytes: int = Field(256 * 2**20, ge=1)
+    """Most source bytes in one ingest unit."""
+    max_bytes: int = Field(512 * 2**20, ge=1)
+    """A larger object is rejected (TOO_LARGE)."""
+    timeout_s: float = Field(120.0, gt=0)
+    """A sample whose decoding takes longer is rejected (PARSER_TIMEOUT)."""
+
+
+class ImageIngest(CommonIngest):
+    """Images as pixels: uint8 or uint16, as decoded."""
+
+    resolution: int | tuple[int, int] | None = None
+    """Target height and width (one number: both); the picture is cropped centrally to the aspect
+    and reduced by area averaging; absent = as it is."""
+    color: Literal["rgb", "gray", "keep"] = "rgb"
+    """Channels kept; transparent pixels are laid over `background`."""
+    background: float = Field(1.0, ge=0, le=1)
+    max_pixels: int = Field(64_000_000, ge=1)
+    """A picture with more pixels is rejected (TOO_LARGE) before it is decoded."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of pixels set apart for evaluation, never drawn in fitting."""
+
+
+class ShapeIngest(CommonIngest):
+    """Meshes as signed distances at points near the surface and in the box, and surface points."""
+
+    near: int = Field(65_536, ge=0)
+    """Near-surface points a sample."""
+    uniform: int = Field(32_768, ge=0)
+    """Points uniform in the box [-1, 1]^3."""
+    surface: int = Field(32_768, ge=0)
+    """Surface points with normals."""
+    held_out: int = Field(8_192, ge=0)
+    """Points of each of the three kinds set apart for evaluation, in addition."""
+    near_std: tuple[float, ...] = (0.05, 0.0158)
+    """Standard deviations of the near-surface noise, in normalised units
+    (DeepSDF sec. 3: variances 0.0025 and 0.00025); each serves an equal share."""
+    normalize: Literal["sphere", "box", "none"] = "sphere"
+    """`sphere`: bbox centre, farthest vertex at 1/1.03 (DeepSDF preprocessing); `box`: longest
+    bbox edge = 1 (OccNet); `none`: coordinates as they are, which must lie in [-1, 1]."""
+    precision: Literal["compact", "float32"] = "compact"
+    """`compact`: uint16 coordinates and float16 distances taken at the rounded coordinates."""
+    max_faces: int = Field(2_000_000, ge=1)
+    max_doubt: float = Field(0.25, ge=0, le=1)
+    """A sample with a larger share of ambiguous winding numbers is rejected (DOUBTFUL_SIGN)."""
+
+
+class PointIngest(CommonIngest):
+    """Point clouds, with or without normals."""
+
+    surface: int = Field(32_768, ge=1)
+    """Points kept a sample (a seeded choice); smaller clouds are kept whole."""
+    held_out: int = Field(8_192, ge=0)
+    """Points set apart for evaluation; at most a quarter of the cloud."""
+    normalize: Literal["sphere", "box", "none"] = "sphere"
+    precision: Literal["compact", "float32"] = "compact"
+    max_points: int = Field(50_000_000, ge=1)
+
+
+INGEST = {"images": ImageIngest, "shapes": ShapeIngest, "points": PointIngest}
+
+
+class MethodChoice(Schema):
+    """Which of `pipeline/methods/`; every other key is one of that method's own config class."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    preset: Literal["default", "paper"] = "default"
+    shared_from: Location | None = None
+    """A finished store whose shared parameters (decoder) are used instead of training."""
+
+    def settings(self) -> dict[str, Any]:
+        """The keys that belong to the method's own config class."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Train(Schema):
+    """Training of shared parameters."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel Ray Train workers; part of the result's identity."""
+    splits: tuple[Literal["train", "val", "test"], ...] = ("train",)
+    checkpoint_s: float = Field(60.0, gt=0)
+    """Seconds between checkpoints."""
+
+
+class Fit(Schema):
+    """Fitting of rows."""
+
+    unit_rows: int | None = Field(None, ge=1)
+    """Rows of a unit (= of a shard); chosen from size and time when absent."""
+    lanes: int | None = Field(None, ge=2)
+    """Samples fitted side by side; measured per device when absent."""
+    trained_rows: Literal["infer", "keep"] = "infer"
+    """Rows of the training split: inferred again like all others, or kept as training left them."""
+    compile: Literal["auto", "never", "always"] = "auto"
+
+
+class Evaluate(Schema):
+    """Metrics that are computed after fitting, from the store alone."""
+
+    rows: int = Field(2_000, ge=0)
+    """Most rows whose mesh metrics are computed (a seeded choice beyond that)."""
+    resolution: int = Field(128, ge=8)
+    """Cells an axis of the meshing grid."""
+    points: int = Field(30_000, ge=100)
+    """Surface points a mesh in Chamfer distances and F-scores."""
+    metrics: tuple[str, ...] | None = None
+    """Names of metrics; all that fit the kind of sample when absent."""
+
+
+class Resources(Schema):
+    """Where a run computes; never changes a result."""
+
+    workers: int | Literal["auto"] = "auto"
+    """Fitting actors; `auto`: one per GPU, or one per core; 0: in this process, without Ray."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs an actor (0 = CPU)."""
+    cores: int = Field(1, ge=1)
+    """CPU cores an actor, also its number of threads."""
+    address: str | None = None
+    """Ray address to join; absent = RAY_ADDRESS, else a cluster of this machine is started."""
+    retries: int = Field(5, ge=0)
+    """Machine faults forgiven a unit."""
+    start_s: float = Field(300.0, gt=0)
+    """Seconds to wait for the first worker."""
+
+
+class Run(Schema):
+    """A run file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    dataset: Dataset
+    ingest: ImageIngest | ShapeIngest | PointIngest
+    method: MethodChoice
+    store: Location
+    prepared: Location | None = None
+    """Where the prepared dataset lies; beside the store when absent."""
+    seed: int = 0
+    """Seeds training and fitting."""
+    limit: int | None = Field(None, ge=1)
+    """Take only the first N samples (of the frozen order)."""
+    train: Train = Train()
+    fit: Fit = Fit()
+    evaluate: Evaluate = Evaluate()
+    resources: Resources = Resources()
+    max_failed: float = Field(0.5, ge=0, le=1)
+    """Share of unusable or failed samples above which the run ends with exit code 3."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ingest_of_the_kind(cls, value: Any) -> Any:
+        """Reads `ingest` with the class of `dataset.kind`, so that its errors name real keys."""
+        if not isinstance(value, dict) or isinstance(value.get("ingest"), Schema):
+            return value
+        dataset = value.get("dataset")
+        kind = dataset.get("kind") if isinstance(dataset, dict) else getattr(dataset, "kind", None)
+        given = value.get("ingest") or {}
+        if kind in INGEST and isinstance(given, dict):
+            return {**value, "ingest": INGEST[kind].model_validate(given)}
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _store_is_writable(cls, store: Location) -> Location:
+        if store.scheme in ("http", "https"):
+            raise ValueError("a store needs a file, s3 or memory URL")
+        return store
+
+    @property
+    def prepared_location(self) -> Location:
+        if self.prepared is not None:
+            return self.prepared
+        url = self.store.url.rstrip("/")
+        stem = url[: -len(".zarr")] if url.endswith(".zarr") else url
+        return Location(**{**self.store.location_fields(), "url": stem + ".prepared"})
+
+    def stage_identity(self, stage: Stage) -> str:
+        """Hash of the keys that determine what a stage writes, those of earlier stages included."""
+        return identity(self.stage_keys(stage))
+
+    def stage_keys(self, stage: Stage) -> dict[str, Any]:
+        """The keys of `stage_identity`, for naming the one that changed.
+
+        Endpoints, profiles, resources, retry limits and the choice of evaluated rows are in none.
+        """
+        full = self.model_dump(mode="json")
+        dataset = {k: v for k, v in full["dataset"].items() if k not in NOT_IDENTITY}
+        if dataset["label"]["table"]:
+            dataset["label"]["table"] = dataset["label"]["table"]["url"]
+        keys: dict[str, Any] = {"dataset": dataset, "ingest": full["ingest"]}
+        if stage == "ingest":
+            return keys
+        method = dict(full["method"])
+        if method.get("shared_from"):
+            method["shared_from"] = method["shared_from"]["url"]
+        train = {k: v for k, v in full["train"].items() if k != "checkpoint_s"}
+        keys |= {"method": method, "seed": self.seed, "train": train, "limit": self.limit}
+        if stage == "train":
+            return keys
+        keys |= {"fit": full["fit"]}
+        if stage == "fit":
+            return keys
+        return keys | {"evaluate": full["evaluate"]}
+
+
+NOT_IDENTITY = ("endpoint", "region", "profile", "anonymous")

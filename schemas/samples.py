@@ -1,0 +1,170 @@
+"""Arrow schemas of a prepared dataset: the manifest, and one prepared form for each kind of sample."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import pyarrow as pa
+
+from schemas.base import Schema
+
+
+class SampleStatus(str, Enum):
+    """What ingest made of one listed object or member."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    DUPLICATE = "duplicate"
+    IGNORED = "ignored"
+    FORGOTTEN = "forgotten"
+
+
+class Code(str, Enum):
+    """Why a sample has no good row. A closed list: it is stored."""
+
+    NONE = ""
+    DECODE = "DECODE"
+    EMPTY = "EMPTY"
+    TOO_LARGE = "TOO_LARGE"
+    NAN_INPUT = "NAN_INPUT"
+    DEGENERATE = "DEGENERATE"
+    DOUBTFUL_SIGN = "DOUBTFUL_SIGN"
+    PARSER_TIMEOUT = "PARSER_TIMEOUT"
+    PARSER_MEMORY = "PARSER_MEMORY"
+    PARSER_CRASH = "PARSER_CRASH"
+    INPUT_CHANGED = "INPUT_CHANGED"
+    INPUT_MISSING = "INPUT_MISSING"
+    NAN_LOSS = "NAN_LOSS"
+    BUDGET = "BUDGET"
+    OOM = "OOM"
+
+
+class RejectedSample(Exception):
+    """A sample that cannot be used; ingest turns it into a manifest row."""
+
+    def __init__(self, code: Code, message: str):
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+MANIFEST = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), False),
+        pa.field("status", pa.string(), False),
+        pa.field("code", pa.string(), False),
+        pa.field("message", pa.string(), False),
+        pa.field("row", pa.int64()),  # accepted samples only
+        pa.field("label", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("same_as", pa.string()),  # duplicates: the sample that was kept
+        pa.field("sha256", pa.string()),  # of the source bytes
+        pa.field("bytes", pa.int64()),
+        pa.field("objects", pa.list_(pa.string())),  # keys read for this sample
+        pa.field("unit", pa.int32()),
+        pa.field("index", pa.int32()),  # position in the unit's shard
+    ]
+)
+
+IDENTITY = [
+    pa.field("row", pa.int64(), False),
+    pa.field("sample_id", pa.string(), False),
+    pa.field("label", pa.string()),
+    pa.field("split", pa.string(), False),
+]
+"""Columns that `Prepared.rows` puts before those of the form."""
+
+# Bytes are little-endian and row-major; `float16` and `uint16` columns are stored as binary.
+GRID = pa.schema(
+    [
+        pa.field("pixels", pa.large_binary(), False),  # [height, width, channels] of `dtype`
+        pa.field("height", pa.int32(), False),
+        pa.field("width", pa.int32(), False),
+        pa.field("channels", pa.int32(), False),
+        pa.field("dtype", pa.string(), False),  # uint8 | uint16
+        pa.field("held_out", pa.large_binary(), False),  # bits, np.packbits of [height * width]
+        pa.field("source", pa.large_binary()),  # full-resolution pixels when these are reduced
+        pa.field("source_height", pa.int32()),
+        pa.field("source_width", pa.int32()),
+    ]
+)
+
+POINT_SETS = ("near", "uniform", "surface")
+HELD_OUT_SETS = ("held_near", "held_uniform", "held_surface")
+
+
+def points_schema(*, signed: bool, normals: bool, color: bool = False, part: bool = False):
+    """Schema of shapes (`signed`: sets near and uniform with distances) and of point clouds.
+
+    Coordinates are uint16 steps of `1/65535` of the box [-1, 1]^3 ("compact"), or float32.
+    Distances (negative inside), float16 or float32, belong to the coordinates as stored.
+    Every set is in seeded random order: any block of it is an unbiased draw.
+    """
+    fields = []
+    for prefix in ("", "held_"):
+        for name in ("near", "uniform") if signed else ():
+            fields += [
+                pa.field(f"{prefix}{name}_coords", pa.large_binary(), False),  # [p, 3]
+                pa.field(f"{prefix}{name}_distance", pa.large_binary(), False),  # [p]
+            ]
+        fields.append(pa.field(f"{prefix}surface_coords", pa.large_binary(), False))  # [p, 3]
+        if normals:
+            fields.append(pa.field(f"{prefix}surface_normals", pa.large_binary()))  # f16 [p, 3]
+        if color:
+            fields.append(pa.field(f"{prefix}surface_color", pa.large_binary()))  # uint8 [p, 3]
+        if part:
+            fields.append(pa.field(f"{prefix}surface_part", pa.large_binary()))  # uint16 [p]
+    fields += [
+        pa.field("precision", pa.string(), False),  # compact | float32
+        pa.field("center", pa.list_(pa.float64(), 3), False),  # original = coords / scale + center
+        pa.field("scale", pa.float64(), False),
+    ]
+    if signed:
+        fields += [
+            pa.field("doubt", pa.float32(), False),  # share of points with 0.25 < |w| < 0.75
+            pa.field("faces", pa.int32(), False),
+            pa.field("watertight", pa.bool_(), False),
+        ]
+    return pa.schema(fields)
+
+
+SHAPES = points_schema(signed=True, normals=True, color=True, part=True)
+POINTS = points_schema(signed=False, normals=True, color=True)
+FORMS = {"images": GRID, "shapes": SHAPES, "points": POINTS}
+
+
+class IngestUnit(Schema):
+    """A range of the frozen listing; its output is one prepared shard."""
+
+    unit: int
+    entries: int
+    """Listed samples or, of a container, upper bound of its members."""
+    bytes: int
+
+
+class PreparedMeta(Schema):
+    """`prepared.json`: written last, by the fold; a prepared dataset without it is unfinished."""
+
+    layout: int = 1
+    kind: str
+    ingest_identity: str
+    dataset: dict
+    """The dataset keys of the run that made it (no endpoint, no profile)."""
+    ingest: dict
+    listed: str
+    """UTC date of the frozen listing."""
+    rows: int
+    """Accepted samples; their row numbers are 0 .. rows - 1."""
+    segments: tuple[int, ...]
+    """First row of each segment: 0, then one for every `--update`."""
+    shards: tuple[tuple[str, int, int], ...]
+    """Name, first row and number of rows of each shard with rows, in row order."""
+    counts: dict[str, int]
+    """Samples by status."""
+    labels: dict[str, int]
+    """Accepted samples by label."""
+    splits: dict[str, int]
+    fingerprint: str
+    """sha256 over the manifest's (sample_id, sha256) of the accepted rows in order."""
+
+
