@@ -1,0 +1,521 @@
+"""Maps units over long-lived workers: actors of a Ray cluster, or this process when Ray is not wanted."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import secrets
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from schemas.run import Resources
+
+FLYING = 2
+"""Units an actor holds: one that computes, one that is read ahead or written behind."""
+GRACE_S = 20.0
+"""Seconds that running units get after a signal; what is dropped then is done by the next run."""
+ROW_OF_FAILURES = 10
+"""Units quarantined in a row, none done, after which a run stops: the cause is not in the data."""
+
+
+class WorldError(RuntimeError):
+    """The cluster or the storage does not allow the run to go on; the same command continues it."""
+
+
+class Stopped(Exception):
+    """A signal ended the run."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Worker(Protocol):
+    """What computes units; made once in its process from small arguments, safe to lose at any time."""
+
+    def check(self) -> None:
+        """Raises when this process cannot work: it does not see the store, or a package lacks."""
+        ...
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        """Does one unit and returns a small record; may be called from two threads."""
+        ...
+
+
+@dataclass(frozen=True, order=True)
+class Task:
+    """One unit of work."""
+
+    unit: int
+    generation: int = 0
+    action: str = "fit"
+    """What the worker shall do, where it can do several things."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit that was done."""
+
+    task: Task
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A unit that was given up; the others go on."""
+
+    task: Task
+    cause: str
+    """`application`: it raised twice; `machine`: workers died on it more often than allowed."""
+    traceback: str
+
+
+@dataclass
+class Account:
+    """What a unit has been through."""
+
+    machine: int = 0
+    application: int = 0
+    avoid: int | None = None
+    """The worker it raised on."""
+
+
+@dataclass
+class Stop:
+    """SIGINT and SIGTERM, as the handler leaves them for whoever hands out units.
+
+    While units are handed out the first signal lets those that compute end; a second one, and any
+    signal at another time, raises `Stopped` in the main thread.
+    """
+
+    number: int | None = None
+    """The signal, once it came."""
+    at: float = 0.0
+    """When it came, on the monotonic clock."""
+    graceful: bool = False
+    """Somebody looks at `number` often."""
+
+    def install(self) -> None:
+        """Takes over both signals; to be called again after ray.init, which sets its own."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.handle)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        second = self.number is not None
+        self.number, self.at = number, time.monotonic()
+        if second or not self.graceful:
+            raise Stopped(number)
+
+    def raise_if_set(self) -> None:
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Handles signals inside, and puts the handlers back that were there."""
+    stop, numbers = Stop(), (signal.SIGINT, signal.SIGTERM)
+    old = {number: signal.getsignal(number) for number in numbers}
+    stop.install()
+    try:
+        yield stop
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+class LocalPool:
+    """Units one after the other in this process: no Ray, memory:// works, a debugger too."""
+
+    size = 1
+
+    def __init__(self, make: Callable[..., Worker], args: Sequence[Any], stop: Stop):
+        self.worker, self.stop = make(*args), stop
+
+    def __enter__(self) -> LocalPool:
+        self.worker.check()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def map(self, tasks: Sequence[Task]) -> Iterator[Done | Quarantined]:
+        """One event for each task, in order."""
+        watch = _Watch()
+        for task in tasks:
+            self.stop.raise_if_set()
+            event = self._once(task) or self._once(task, last=True)
+            assert event is not None
+            watch.see(event)
+            yield event
+
+    def _once(self, task: Task, *, last: bool = False) -> Done | Quarantined | None:
+        try:
+            return Done(task, self.worker.work(task, new_attempt()))
+        except Stopped:
+            raise
+        except Exception:
+            return Quarantined(task, "application", traceback.format_exc()) if last else None
+
+
+class RayPool:
+    """Actors that pull units: at most two each, small records back, lost ones are replaced.
+
+    A worker that dies is replaced and its units are handed out again, after a growing pause and
+    within `resources.retries` for the unit that it was computing. A unit that raises is tried once
+    more, on another worker if there is one, then quarantined.
+    """
+
+    def __init__(
+        self,
+        make: type,
+        args: Sequence[Any],
+        resources: Resources,
+        stop: Stop,
+        *,
+        size: int,
+        gpus: float = 0.0,
+        pause_s: float = 1.0,
+    ):
+        import ray
+
+        self.ray, self.stop, self.resources, self.pause_s = ray, stop, resources, pause_s
+        self.size, self.gpus = size, gpus
+        self.kind = ray.remote(make).options(
+            num_cpus=resources.cores,
+            num_gpus=gpus,
+            max_restarts=0,  # the driver replaces them: it checks each before it gets a unit
+            max_task_retries=0,
+            max_concurrency=FLYING,
+        )
+        self.args = args
+        self.actors: dict[int, _Actor] = {}
+        self.made = self.lost_at_start = 0
+        self.watch = _Watch()
+
+    def __enter__(self) -> RayPool:
+        try:
+            for _ in range(self.size):
+                self._start()
+            self._await_first()
+        except BaseException:
+            self._kill_all()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kill_all()
+
+    def map(self, tasks: Sequence[Task]) -> Iterator[Done | Quarantined]:
+        """One event for each task, in the order in which they end."""
+        self.stop.graceful = True
+        try:
+            yield from self._map(tasks)
+        finally:
+            self.stop.graceful = False
+
+    def _map(self, tasks: Sequence[Task]) -> Iterator[Done | Quarantined]:
+        queue, later, tick = deque(tasks), [], 0
+        accounts: dict[Task, Account] = {task: Account() for task in tasks}
+        idle_since = time.monotonic()
+        while queue or later or self._flying():
+            if self.stop.number is not None:
+                yield from self._drain()
+                raise Stopped(self.stop.number)
+            while later and later[0][0] <= time.monotonic():
+                queue.append(heapq.heappop(later)[2])
+            self._hand_out(queue, accounts)
+            if self._flying() or not queue:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > self.resources.start_s:
+                raise WorldError(self._no_worker())
+            for actor, task, event, error in self._collect(0.25):
+                if event is not None:
+                    self.lost_at_start = 0
+                    self.watch.see(event)
+                    yield event
+                    continue
+                account = accounts[task]
+                wait, verdict = self._judge(actor, task, account, error)
+                if verdict is not None:
+                    self.watch.see(verdict)
+                    yield verdict
+                else:
+                    tick += 1
+                    heapq.heappush(later, (time.monotonic() + wait, tick, task))
+
+    # --- handing out and taking back --------------------------------------------------------
+
+    def _hand_out(self, queue: deque[Task], accounts: dict[Task, Account]) -> None:
+        """Gives each ready actor a unit, and a second one while units outnumber the actors."""
+        ready = [a for a in self.actors.values() if a.ready]
+        for depth in range(FLYING):
+            for actor in ready:
+                if not queue or (depth and len(queue) < len(ready)):
+                    return
+                if len(actor.flying) > depth:
+                    continue
+                for _ in range(len(queue)):
+                    task = queue.popleft()
+                    if accounts[task].avoid == actor.number and len(ready) > 1:
+                        queue.append(task)
+                        continue
+                    ref = actor.handle.work.remote(task, new_attempt())
+                    actor.flying[ref] = task
+                    break
+
+    def _collect(self, timeout: float) -> Iterator[tuple[_Actor, Task, Done | None, Any]]:
+        """What ended within `timeout`: done units, and units with their error."""
+        owners = {ref: a for a in self.actors.values() for ref in [*a.flying, *a.starting()]}
+        if not owners:
+            time.sleep(min(timeout, 0.05))
+            return
+        ended, _ = self.ray.wait(list(owners), num_returns=1, timeout=timeout)
+        for ref in ended:
+            actor = owners[ref]
+            if actor.number not in self.actors:
+                continue
+            if ref is actor.checked:
+                self._see_start(actor)
+                continue
+            task = actor.flying[ref]
+            try:
+                record = self.ray.get(ref)
+            except self.ray.exceptions.RayTaskError as error:
+                del actor.flying[ref]
+                yield actor, task, None, error
+            except self.ray.exceptions.RayError as error:
+                yield from self._lose(actor, error)
+            else:
+                del actor.flying[ref]
+                yield actor, task, Done(task, record), None
+
+    def _lose(self, actor: _Actor, error: Any) -> Iterator[tuple[_Actor, Task, Done | None, Any]]:
+        """Replaces a dead worker; of its units without an answer, the oldest one is charged."""
+        self._replace(actor)
+        for ref, task in actor.flying.items():
+            try:
+                record = self.ray.get(ref, timeout=5.0)
+            except self.ray.exceptions.RayTaskError as raised:
+                yield actor, task, None, raised
+            except self.ray.exceptions.RayError:
+                yield actor, task, None, error
+                error = None
+            else:
+                yield actor, task, Done(task, record), None
+
+    def _judge(
+        self, actor: _Actor, task: Task, account: Account, error: Any
+    ) -> tuple[float, Quarantined | None]:
+        """Seconds until the unit is handed out again, or that it is quarantined."""
+        if error is None:  # it was waiting behind the unit on which the worker died
+            return 0.0, None
+        if isinstance(error, self.ray.exceptions.RayTaskError):
+            account.application += 1
+            account.avoid = actor.number
+            if account.application > 1:
+                return 0.0, Quarantined(task, "application", str(error))
+            return 0.0, None
+        account.machine += 1
+        if account.machine > self.resources.retries:
+            text = f"{account.machine} workers died on this unit; the last one: {error}"
+            return 0.0, Quarantined(task, "machine", text)
+        return min(60.0, self.pause_s * 2 ** (account.machine - 1)), None
+
+    def _drain(self) -> Iterator[Done | Quarantined]:
+        """Lets units end that compute now, within GRACE_S; the rest is dropped."""
+        until = self.stop.at + GRACE_S
+        while self._flying() and time.monotonic() < until:
+            for _, _, event, _ in self._collect(0.25):
+                if event is not None:
+                    yield event
+
+    def _flying(self) -> bool:
+        return any(actor.flying for actor in self.actors.values())
+
+    # --- actors -------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        handle = self.kind.remote(*self.args)
+        self.made += 1
+        self.actors[self.made] = _Actor(self.made, handle, handle.check.remote())
+
+    def _replace(self, actor: _Actor) -> None:
+        del self.actors[actor.number]
+        self.ray.kill(actor.handle)  # it may only have been out of reach
+        self._start()
+
+    def _see_start(self, actor: _Actor) -> None:
+        """A worker came up: it is ready, or refused, or died and is replaced."""
+        try:
+            self.ray.get(actor.checked)
+        except self.ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            raise WorldError(f"a worker cannot work: {one_line(cause)}") from error
+        except self.ray.exceptions.RayError as error:
+            self.lost_at_start += 1
+            if self.lost_at_start > self.resources.retries:
+                raise WorldError(
+                    f"{self.lost_at_start} workers in a row died as they started: {one_line(error)}"
+                ) from error
+            self._replace(actor)
+        else:
+            actor.ready = True
+
+    def _await_first(self) -> None:
+        """Waits for the workers that the cluster has room for now, at least one."""
+        need, until = (
+            min(self.size, max(self._room(), 1)),
+            time.monotonic() + self.resources.start_s,
+        )
+        while sum(a.ready for a in self.actors.values()) < need:
+            self.stop.raise_if_set()
+            if time.monotonic() > until:
+                if any(a.ready for a in self.actors.values()):
+                    return
+                raise WorldError(self._no_worker())
+            for _ in self._collect(0.25):
+                pass
+
+    def _room(self) -> int:
+        """Workers that fit into the nodes of the cluster as they are."""
+        room = 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                room += fitting(node["Resources"], self.resources.cores, self.gpus)
+        return room
+
+    def _no_worker(self) -> str:
+        return (
+            f"no worker started within {self.resources.start_s:g} s: each wants "
+            f"{self.resources.cores} CPU and {self.gpus:g} GPU, the cluster has "
+            f"{self.ray.cluster_resources().get('CPU', 0):g} CPU and "
+            f"{self.ray.cluster_resources().get('GPU', 0):g} GPU; lower resources.cores or "
+            "resources.gpus, or raise resources.start_s"
+        )
+
+    def _kill_all(self) -> None:
+        for actor in self.actors.values():
+            self.ray.kill(actor.handle)
+        self.actors.clear()
+
+
+@dataclass
+class _Actor:
+    """A worker, as the driver sees it."""
+
+    number: int
+    handle: Any
+    checked: Any
+    ready: bool = False
+    flying: dict[Any, Task] = field(default_factory=dict)
+    """Oldest first: the first one computes."""
+
+    def starting(self) -> list[Any]:
+        return [] if self.ready else [self.checked]
+
+
+@dataclass
+class _Watch:
+    """Stops a run in which nothing works."""
+
+    failures: int = 0
+
+    def see(self, event: Done | Quarantined) -> None:
+        self.failures = 0 if isinstance(event, Done) else self.failures + 1
+        if self.failures >= ROW_OF_FAILURES:
+            raise WorldError(
+                f"{self.failures} units in a row failed, the last one with: "
+                f"{event.traceback.strip().splitlines()[-1]}"
+            )
+
+
+def new_attempt() -> str:
+    """A name for one try at one unit."""
+    return secrets.token_hex(8)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line, for a message."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+# --- the cluster ----------------------------------------------------------------------------
+
+
+def connect(resources: Resources) -> dict[str, str]:
+    """Joins the cluster of `resources.address` or RAY_ADDRESS, or starts one on this machine.
+
+    A local cluster gets a token of its own, in the environment only. Returns what was joined.
+    """
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # one default for Ray's own warning; workers without GPUs must not see any
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    if not address and not os.environ.get("RAY_AUTH_TOKEN"):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray
+
+    if ray.is_initialized():
+        return {"address": "this process's cluster"}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        options["address"] = address
+        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+            from jobs.package import staged_packages
+
+            options["runtime_env"] = {"working_dir": staged_packages()}
+    else:
+        options |= {"address": "local", "include_dashboard": False}
+        options["object_store_memory"] = 128 * 2**20  # data goes through storage
+    try:
+        with in_package_folder():
+            ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise WorldError(
+            f"cannot join Ray at {address or 'this machine'}: {one_line(error)}"
+        ) from error
+    return {"address": address or "local"}
+
+
+@contextmanager
+def in_package_folder() -> Iterator[None]:
+    """Ray puts the driver's folder first on its workers' path: let that be ours, not the user's,
+    which may hold a `pipeline/` of its own."""
+    here = os.getcwd()
+    os.chdir(Path(__file__).resolve().parents[1])
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def worker_count(resources: Resources, tasks: int, *, gpus: float) -> int:
+    """Workers to start: as asked for, or as many as the cluster has room for; none without a task."""
+    if isinstance(resources.workers, int):
+        count = resources.workers
+    else:
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count = sum(fitting(node, resources.cores, gpus) for node in nodes)
+    return max(1, min(count, tasks))
+
+
+def fitting(node: dict[str, float], cores: int, gpus: float) -> int:
+    """Workers that fit on a node."""
+    count = int(node.get("CPU", 0) // cores)
+    return min(count, int(node.get("GPU", 0) // gpus)) if gpus else count

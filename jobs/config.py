@@ -1,0 +1,411 @@
+"""Reads a run file and its overrides; all errors at once, each with file, line, key and the way out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Union
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import ValidationError
+
+from schemas.base import Location, Schema
+from schemas.run import INGEST, MethodChoice, Run
+
+MAX_FILE_BYTES = 2**20
+MAX_NODES = 20_000
+"""Aliases multiply: a file is refused when it stands for more values than this."""
+
+Path_ = tuple[str, ...]
+
+
+class ConfigError(ValueError):
+    """A run that cannot start; `problems` has one line for each error."""
+
+    def __init__(self, problems: Sequence[str]):
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+@dataclass
+class Tree:
+    """Plain values of a run file, and where each of them was written."""
+
+    values: dict[str, Any]
+    places: dict[Path_, str] = field(default_factory=dict)
+    """Dotted path -> "FILE:LINE" or "override 'TEXT'"."""
+
+    def place(self, path: Path_) -> str:
+        """Where `path`, or the nearest key above it, was written."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return "run file"
+
+
+def load_run(
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    limit: int | None = None,
+    folder: str | None = None,
+) -> Run:
+    """The run of a YAML file with `key.path=value` overrides; raises ConfigError.
+
+    Args:
+        path: The run file.
+        overrides: `key.path=value`, values in YAML.
+        limit: Take only so many samples, into a store of its own.
+        folder: What relative paths are relative to; the current directory when absent.
+    """
+    tree = read_tree(path)
+    problems: list[str] = []
+    for text in overrides:
+        try:
+            apply_override(tree, text)
+        except ConfigError as error:
+            problems += error.problems
+    if limit is not None:
+        _pilot(tree, limit, overrides)
+    problems += check_tree(tree)
+    if problems:
+        raise ConfigError(problems)
+    return absolute(Run.model_validate(tree.values), folder or os.getcwd())
+
+
+def read_tree(path: str) -> Tree:
+    """Values and line numbers of a YAML file; only plain YAML types, no repeated key."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ConfigError([f"{path}: larger than {MAX_FILE_BYTES} bytes; is this a run file?"])
+    places: dict[Path_, str] = {(): path}
+    values = _parse(data, path, places)
+    if not isinstance(values, dict):
+        raise ConfigError([f"{path}: a run file is a mapping with name, dataset, method, store"])
+    return Tree(values, places)
+
+
+def _parse(data: bytes | str, path: str, places: dict[Path_, str]) -> Any:
+    try:
+        loader = yaml.SafeLoader(data)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return None
+            builder = _Builder(loader, path, places)
+            values = builder.build(node, ())
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError([f"{path}{line}: not valid YAML: {error.problem}"]) from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"{path}: not valid YAML: {str(error).splitlines()[0]}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: nested too deeply"]) from error
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    return values
+
+
+class _Builder:
+    """Turns YAML nodes into plain values, noting lines, repeated keys and too many aliases."""
+
+    def __init__(self, loader: yaml.SafeLoader, path: str, places: dict[Path_, str]):
+        self.loader, self.path, self.places = loader, path, places
+        self.problems: list[str] = []
+        self.nodes = 0
+
+    def build(self, node: yaml.Node, at: Path_) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise ConfigError([f"{self.path}: stands for more than {MAX_NODES} values (aliases?)"])
+        self.places[at] = f"{self.path}:{node.start_mark.line + 1}"
+        if isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
+            out: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key, line = str(key_node.value), key_node.start_mark.line + 1
+                if not isinstance(key_node, yaml.ScalarNode):
+                    self.problems.append(f"{self.path}:{line}: a key must be a plain word")
+                elif key in out:
+                    dotted = ".".join((*at, key))
+                    self.problems.append(f"{self.path}:{line}: {dotted}: the key is given twice")
+                else:
+                    out[key] = self.build(value_node, (*at, key))
+                    self.places[(*at, key)] = f"{self.path}:{line}"
+            return out
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            return [self.build(item, (*at, str(i))) for i, item in enumerate(node.value)]
+        return self.loader.construct_object(node, deep=True)
+
+
+def apply_override(tree: Tree, text: str) -> None:
+    """Sets one `key.path=value` in the tree; a URL given as a string becomes its `url` key."""
+    name, equals, value_text = text.partition("=")
+    source = f"override '{text}'"
+    path = tuple(name.split("."))
+    if not equals or not all(part.strip() == part != "" for part in path):
+        raise ConfigError([f"{source}: must read key.path=value, e.g. method.steps=500"])
+    try:
+        value = _parse(value_text, source, {})
+    except ConfigError as error:
+        raise ConfigError([f"{source}: the value is not valid YAML"]) from error
+    at = tree.values
+    for depth, part in enumerate(path[:-1]):
+        below = at.get(part)
+        if below is None:
+            below = {}
+        elif isinstance(below, str):
+            below = {"name" if path[:1] == ("method",) else "url": below}
+        elif not isinstance(below, dict):
+            dotted = ".".join(path[: depth + 1])
+            raise ConfigError([f"{source}: {dotted} is {below!r}, it has no keys below it"])
+        at[part] = below
+        at = below
+    at[path[-1]] = value
+    for known in [p for p in tree.places if p[: len(path)] == path]:
+        del tree.places[known]
+    tree.places[path] = source
+
+
+def _pilot(tree: Tree, limit: int, overrides: Sequence[str]) -> None:
+    """A pilot writes beside the run's store, so that the whole run later starts afresh."""
+    tree.values["limit"] = limit
+    tree.places[("limit",)] = f"--limit {limit}"
+    store = tree.values.get("store")
+    url = store.get("url") if isinstance(store, dict) else store
+    if isinstance(url, str) and not any(o.startswith(("store=", "store.url=")) for o in overrides):
+        stem = url.rstrip("/")
+        stem = stem.removesuffix(".zarr")
+        url = f"{stem}.limit-{limit}.zarr"
+        tree.values["store"] = {**store, "url": url} if isinstance(store, dict) else url
+    prepared = tree.values.get("prepared")
+    url = prepared.get("url") if isinstance(prepared, dict) else prepared
+    if isinstance(url, str) and not any(o.startswith("prepared") for o in overrides):
+        url = f"{url.rstrip('/')}.limit-{limit}"
+        tree.values["prepared"] = {**prepared, "url": url} if isinstance(prepared, dict) else url
+
+
+def check_tree(tree: Tree) -> list[str]:
+    """One line for everything that is wrong with the values."""
+    problems = [_unknown(tree, path, model) for path, model in _unknown_keys(tree.values, Run, ())]
+    values = _without_unknown(tree.values, Run)
+    dataset = values.get("dataset")
+    kind = dataset.get("kind") if isinstance(dataset, dict) else None
+    ingest, given = INGEST.get(kind) if isinstance(kind, str) else None, values.pop("ingest", None)
+    if kind in ("views", "sequences"):
+        at = tree.place(("dataset", "kind"))
+        problems.append(
+            f"{at}: dataset.kind: '{kind}' has no reader yet; {_words(INGEST)} can be read"
+        )
+    if ingest is not None and given is not None:
+        if isinstance(given, dict):
+            wrong = list(_unknown_keys(given, ingest, ("ingest",)))
+            problems += [_unknown(tree, path, model) for path, model in wrong]
+            given = _without_unknown(given, ingest)
+        problems += _model_errors(tree, ingest, given, ("ingest",))
+    values["ingest"] = (ingest or INGEST["images"])()
+    problems += _model_errors(tree, Run, values, ())
+    problems += _method_problems(tree, values.get("method"), kind)
+    return problems or _combinations(tree, Run.model_validate(values))
+
+
+def _model_errors(tree: Tree, model: type[Schema], value: Any, at: Path_) -> list[str]:
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        return [_sentence(tree, at, item) for item in error.errors()]
+    return []
+
+
+def _sentence(tree: Tree, at: Path_, item: Any) -> str:
+    """One pydantic error as `place: key: sentence`."""
+    loc = tuple(str(part) for part in item["loc"] if not _is_variant(part))
+    path = (*at, *loc)
+    dotted = ".".join(path) or "run"
+    if item["type"] == "missing":
+        return f"{tree.place(path)}: {dotted}: this key is required"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = repr(item["input"])
+    if item["type"] != "value_error" and len(shown) < 80:
+        message += f" (it is {shown})"
+    return f"{tree.place(path)}: {dotted}: {message[0].lower()}{message[1:]}"
+
+
+def _is_variant(part: Any) -> bool:
+    """Whether a part of a pydantic location names a member of a union, not a key."""
+    return isinstance(part, str) and (
+        part in ("int", "str", "float", "[key]")
+        or part.startswith(("literal[", "tuple[", "constrained-", "function-"))
+        or part in ("ImageIngest", "ShapeIngest", "PointIngest", "Location")
+    )
+
+
+def _unknown_keys(
+    values: dict[str, Any], model: type[Schema], at: Path_
+) -> Iterator[tuple[Path_, type[Schema]]]:
+    """Paths of keys that the model does not have, with the model that refuses them."""
+    for key, value in values.items():
+        info = model.model_fields.get(key)
+        if info is None:
+            if model is not MethodChoice:
+                yield (*at, key), model
+        elif isinstance(value, dict) and (below := nested(info.annotation)):
+            yield from _unknown_keys(value, below, (*at, key))
+
+
+def _without_unknown(values: dict[str, Any], model: type[Schema]) -> dict[str, Any]:
+    out = {}
+    for key, value in values.items():
+        info = model.model_fields.get(key)
+        if info is None and model is not MethodChoice:
+            continue
+        below = nested(info.annotation) if info is not None else None
+        out[key] = _without_unknown(value, below) if below and isinstance(value, dict) else value
+    return out
+
+
+def nested(annotation: Any) -> type[Schema] | None:
+    """The one Schema class in an annotation such as `Location | None`; None if none or several."""
+    if isinstance(annotation, type) and issubclass(annotation, Schema):
+        return annotation
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        found = [m for a in typing.get_args(annotation) if (m := nested(a))]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def _unknown(tree: Tree, path: Path_, model: type[Schema]) -> str:
+    hint = nearest(path[-1], list(model.model_fields), path[:-1])
+    return f"{tree.place(path)}: {'.'.join(path)}: unknown key '{path[-1]}'{hint}"
+
+
+def nearest(word: str, here: list[str], at: Path_ = ()) -> str:
+    """`; did you mean 'x'?` from the keys here, or from all keys of a run file."""
+    close = difflib.get_close_matches(word, here, 1, 0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    everywhere = {dotted.rpartition(".")[2]: dotted for dotted in reversed(list(all_keys()))}
+    close = difflib.get_close_matches(word, everywhere, 1, 0.8)
+    if close:
+        return f"; did you mean '{everywhere[close[0]]}'?"
+    return f"; keys of {'.'.join(at) or 'a run file'}: {', '.join(here)}"
+
+
+def all_keys(model: type[Schema] = Run, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a run file, those of all kinds of ingest included."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        if below := nested(info.annotation):
+            yield from all_keys(below, f"{prefix}{name}.")
+    if model is Run:
+        for ingest in INGEST.values():
+            yield from all_keys(ingest, "ingest.")
+
+
+def _method_problems(tree: Tree, method: Any, kind: Any) -> list[str]:
+    """Errors of the method's name and of the keys of its own config class."""
+    from pipeline import methods
+
+    if isinstance(method, str):
+        method = {"name": method}
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str):
+        return []
+    at = tree.place(("method", "name"))
+    known = list(methods.method_names())
+    if name not in known:
+        close = difflib.get_close_matches(name, known, 1, 0.5)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        return [f"{at}: method.name: unknown method '{name}'; {hint}'methods' lists all of them"]
+    module = methods.load(name)
+    problems = []
+    if isinstance(kind, str) and kind in INGEST and kind not in module.KINDS:
+        problems.append(f"{at}: method.name: '{name}' fits {_words(module.KINDS)}, not {kind}")
+    own = {k: v for k, v in method.items() if k not in MethodChoice.model_fields}
+    for key in [k for k in own if k not in module.Config.model_fields]:
+        del own[key]
+        fields = [
+            *module.Config.model_fields,
+            *(f for f in MethodChoice.model_fields if f != "name"),
+        ]
+        hint = nearest(key, fields, ("method",))
+        problems.append(f"{tree.place(('method', key))}: method.{key}: unknown key '{key}'{hint}")
+    preset = method.get("preset", "default")
+    if preset in ("default", "paper"):
+        try:
+            methods.configure(name, preset, own)
+        except ValidationError as error:
+            problems += [_sentence(tree, ("method",), item) for item in error.errors()]
+        except ValueError as error:
+            problems.append(f"{at}: method: {error}")
+    return problems
+
+
+def _combinations(tree: Tree, run: Run) -> list[str]:
+    """Keys that are right alone and wrong together."""
+    problems = []
+    for path, location in locations(run):
+        parts = urlsplit(location.url)
+        dotted = ".".join(path)
+        if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+            problems.append(
+                f"{tree.place(path)}: {dotted}: '{location.url}' names a host '{parts.netloc}'; "
+                "a file URL has three slashes, or write a plain path"
+            )
+        ours = location.scheme == "memory"
+        if ours and run.resources.workers not in ("auto", 0):
+            problems.append(
+                f"{tree.place(path)}: {dotted}: memory:// is seen by one process only; "
+                "set resources.workers=0, or use a file or s3 URL"
+            )
+    if run.prepared is not None and run.prepared.url.rstrip("/").endswith(".zarr"):
+        problems.append(f"{tree.place(('prepared',))}: prepared: a prepared dataset is not a .zarr")
+    if run.resources.workers == 0 and run.resources.address is not None:
+        problems.append(
+            f"{tree.place(('resources', 'address'))}: resources.address: has no effect with "
+            "resources.workers=0; remove one of them"
+        )
+    return problems
+
+
+def locations(run: Run) -> Iterator[tuple[Path_, Location]]:
+    """Every location of a run with its path."""
+    yield ("dataset",), run.dataset
+    yield ("store",), run.store
+    if run.prepared is not None:
+        yield ("prepared",), run.prepared
+    if run.dataset.label.table is not None:
+        yield ("dataset", "label", "table"), run.dataset.label.table
+    if run.method.shared_from is not None:
+        yield ("method", "shared_from"), run.method.shared_from
+
+
+def absolute(run: Run, folder: str) -> Run:
+    """The run with its relative local paths made absolute."""
+    dumped = run.model_dump(mode="json")
+    for path, location in locations(run):
+        if "://" not in location.url:
+            at = dumped
+            for part in path:
+                at = at[part]
+            at["url"] = os.path.abspath(os.path.join(folder, os.path.expanduser(location.url)))
+    return Run.model_validate(dumped)
+
+
+def _words(names: Any) -> str:
+    names = list(names)
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,193 @@
+"""Runs the stages of a run file: plans, maps units over workers, keeps what failed, reports."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs import cluster, text
+from jobs.cluster import Done, LocalPool, Quarantined, RayPool, Stop, Task
+from jobs.workers import FitWorker, IngestWorker, write_nonce
+from pipeline.storage import Objects, open_objects
+from schemas.run import Run
+from schemas.samples import PreparedMeta
+from schemas.store import PRIVATE
+
+SLOW_S = 3600.0
+"""A CPU run that takes longer is told which keys shorten it."""
+
+
+class Incomplete(RuntimeError):
+    """Units are missing; the same command tries them again."""
+
+
+@dataclass
+class Driver:
+    """One invocation of the command line on one run."""
+
+    run: Run
+    stop: Stop
+    update: bool = False
+    """List the dataset again and append what is new."""
+    connected: bool = False
+    quarantined: list[Quarantined] = field(default_factory=list)
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By stage: samples, seconds, samples a second, peak memory."""
+
+    @property
+    def local(self) -> bool:
+        """Whether everything happens in this process."""
+        places = (self.run.store, self.run.dataset, self.run.prepared_location)
+        return self.run.resources.workers == 0 or any(p.scheme == "memory" for p in places)
+
+    def pool(
+        self, make: type, args: Sequence[Any], tasks: Sequence[Task], *, gpus: float
+    ) -> LocalPool | RayPool:
+        """Workers for the tasks of a stage; started when the pool is entered."""
+        if self.local:
+            return LocalPool(make, (*args, False), self.stop)
+        self.connect()
+        size = cluster.worker_count(self.run.resources, len(tasks), gpus=gpus)
+        return RayPool(make, args, self.run.resources, self.stop, size=size, gpus=gpus)
+
+    def connect(self) -> None:
+        """Joins or starts the cluster, once."""
+        if not self.connected and not self.local:
+            cluster.connect(self.run.resources)
+            self.connected = True
+            self.stop.install()  # ray.init has put its own handlers there
+
+    def disconnect(self) -> None:
+        """Leaves the cluster; one that this process started ends."""
+        if self.connected:
+            import ray
+
+            ray.shutdown()
+            self.connected = False
+
+    def workers(self) -> int:
+        """Workers to plan for."""
+        if self.local:
+            return 1
+        if isinstance(self.run.resources.workers, int):
+            return self.run.resources.workers
+        self.connect()
+        return cluster.worker_count(self.run.resources, 2**31, gpus=self.run.resources.gpus)
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def ingest(self) -> PreparedMeta:
+        """Dataset -> prepared dataset; returns at once when that is done."""
+        from pipeline import stages
+
+        units = stages.prepare(self.run, update=self.update)
+        if units:
+            tasks = [Task(unit, action="ingest") for unit in units]
+            self.map("ingest", tasks, IngestWorker, open_objects(self.run.prepared_location), 0.0)
+            self.refuse_missing("ingest")
+        return stages.fold_prepared(self.run)
+
+    def train(self) -> None:
+        """Trains shared parameters where the method has any and they are not there yet."""
+        from pipeline import stages
+
+        if stages.trained(self.run):
+            return
+        from jobs.train import train
+
+        record = train(self)
+        samples, seconds = record.get("samples", 0), record["seconds"]
+        self.figures["train"] = {
+            "samples": samples,
+            "seconds": seconds,
+            "samples_s": samples / max(seconds, 1e-9),
+            "peak_bytes": record.get("peak_bytes", 0),
+        }
+        text.say(f"train: {samples} samples, {text.duration(seconds)}")
+
+    def fit(self) -> Any:
+        """Prepared dataset -> rows of the store; returns the summary of the finished store."""
+        from pipeline import stages
+
+        from pipeline.store import load_plan
+
+        planned = load_plan(open_objects(self.run.store)) is not None
+        todo = stages.plan_fit(self.run, 1 if planned else self.workers())
+        tasks = [Task(unit, g, "publish") for unit, g in todo.to_publish]
+        tasks += [Task(unit, g, "fit") for unit, g in todo.to_fit]
+        if tasks:
+            gpus = self.run.resources.gpus
+            self.map("fit", tasks, FitWorker, open_objects(self.run.store), gpus)
+            self.refuse_missing("fit")
+        return stages.finish(self.run)
+
+    def refuse_missing(self, stage: str) -> None:
+        """Ends the run when units of the stage were given up; the next stage needs them all."""
+        if self.quarantined:
+            units = sorted(q.task.unit for q in self.quarantined)
+            shown = ", ".join(map(str, units[:20])) + (" ..." if len(units) > 20 else "")
+            raise Incomplete(f"{stage}: {len(units)} units were given up: {shown}")
+
+    # --- mapping ------------------------------------------------------------------------------
+
+    def map(
+        self, stage: str, tasks: Sequence[Task], make: type, objects: Objects, gpus: float
+    ) -> None:
+        """Runs the tasks; prints a line for each, keeps tracebacks of those given up."""
+        from pipeline.store import probe_storage
+
+        if objects.location.scheme != "memory":
+            probe_storage(objects)
+        nonce = write_nonce(objects)
+        args = (self.run.model_dump_json(), nonce)
+        with self.pool(make, args, tasks, gpus=gpus) as pool:
+            meter = text.Meter(stage, len(tasks), pool.size)
+            for event in pool.map(tasks):
+                if isinstance(event, Done):
+                    self.see(meter, event)
+                else:
+                    meter.done += 1
+                    self.quarantine(stage, event, objects)
+        self.figures[stage] = meter.figures()
+
+    def see(self, meter: text.Meter, event: Done) -> None:
+        """Prints the progress line of a unit; after the first one, what to expect."""
+        record = event.record
+        found: dict[str, int] = record.get("rows") or record.get("counts") or {}
+        seconds = record.get("seconds") or sum(
+            record.get(name, 0.0) for name in ("read_s", "fit_s", "write_s")
+        )
+        meter.add(sum(found.values()), seconds, record.get("bytes", 0), record.get("peak_bytes", 0))
+        text.say(meter.line(event.task.unit, text.counts(found), seconds))
+        if meter.done == 1 and meter.units > 1:
+            text.say(f"{meter.stage}: about {text.duration(meter.eta())} to go")
+            if meter.eta() > SLOW_S and not self.run.resources.gpus:
+                text.say(shorten(self.run, meter.stage))
+
+    def quarantine(self, stage: str, event: Quarantined, objects: Objects) -> None:
+        """Keeps the traceback of a unit that was given up."""
+        self.quarantined.append(event)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        key = f"{PRIVATE}/attempts/{stage}-{event.task.unit}-{event.task.generation}-{stamp}.txt"
+        objects.put(key, text.redact(event.traceback).encode())
+        last = event.traceback.strip().splitlines()[-1]
+        place = objects.location.url.rstrip("/")
+        text.warn(f"{stage}: unit {event.task.unit} given up: {last} (traceback: {place}/{key})")
+
+
+def shorten(run: Run, stage: str) -> str:
+    """Which keys make a long CPU run shorter."""
+    keys = ["resources.workers (more machines: resources.address)", "resources.gpus=1", "limit"]
+    if stage == "fit":
+        from pipeline import methods
+
+        fields = methods.load(run.method.name).Config.model_fields
+        known = ("steps", "width", "depth", "resolution", "points")
+        keys += [f"method.{name}" for name in known if name in fields]
+        if run.dataset.kind == "images":
+            keys.append("ingest.resolution")
+    return "  shorter with: " + ", ".join(keys)

@@ -1,0 +1,104 @@
+"""What runs inside a worker process: one class a stage, each made from a run's JSON text."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import Any
+
+from jobs.cluster import Task
+from pipeline.storage import Objects, open_objects
+from schemas.base import Location
+from schemas.run import Run
+
+
+def limit_threads(cores: int) -> None:
+    """Sets thread pools to the cores of this worker; call it before torch is imported."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(cores)
+
+
+class IngestWorker:
+    """Decodes ingest units."""
+
+    def __init__(self, run: str, nonce: str, threads: bool = True):
+        self.run, self.nonce = Run.model_validate_json(run), nonce
+        if threads:
+            limit_threads(self.run.resources.cores)
+
+    def check(self) -> None:
+        check_nonce(open_objects(self.run.prepared_location), self.nonce)
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        from pipeline import stages
+
+        return stages.ingest_shard(self.run, task.unit, attempt)
+
+
+class FitWorker:
+    """Fits units; holds the model and the shared parameters from one unit to the next."""
+
+    def __init__(self, run: str, nonce: str, threads: bool = True):
+        self.run, self.nonce = Run.model_validate_json(run), nonce
+        if threads:
+            limit_threads(self.run.resources.cores)
+
+    def check(self) -> None:
+        from pipeline import stages
+
+        check_nonce(open_objects(self.run.store), self.nonce)
+        self.fitter = stages.Fitter(self.run, device_of(self.run))
+        self.fitter.check()
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        if task.action == "publish":
+            return self.fitter.publish(task.unit, task.generation)
+        return self.fitter.fit(task.unit, task.generation, attempt)
+
+
+class VerifyWorker:
+    """Reads every byte of published units and compares it with the records."""
+
+    def __init__(self, location: str):
+        self.location = Location.model_validate_json(location)
+
+    def check(self) -> None:
+        from pipeline import store
+
+        self.objects = open_objects(self.location)
+        if store.load_plan(self.objects) is None:
+            raise RuntimeError(f"{self.location.url}: this worker sees no store there")
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        from pipeline import store
+
+        return {"damaged": list(store.verify_unit(self.objects, task.unit))}
+
+
+def device_of(run: Run) -> str:
+    """Where a worker of this run computes."""
+    return "cuda" if run.resources.gpus else "cpu"
+
+
+def nonce_key(nonce: str) -> str:
+    return f"_fieldmill/nonces/{nonce}"
+
+
+def write_nonce(objects: Objects) -> str:
+    """Leaves a random note that workers must find: they then see the same storage."""
+    nonce = secrets.token_hex(16)
+    objects.put(nonce_key(nonce), nonce.encode())
+    return nonce
+
+
+def check_nonce(objects: Objects, nonce: str) -> None:
+    """Raises RuntimeError when this process does not see what the driver wrote."""
+    try:
+        found = objects.get(nonce_key(nonce))
+    except FileNotFoundError:
+        found = None
+    if found != nonce.encode():
+        raise RuntimeError(
+            f"{objects.location.url} is not the same place on every node (a note of the driver "
+            f"is missing on {os.uname().nodename}); use storage that all nodes share"
+        )

@@ -1,0 +1,41 @@
+"""One Ray cluster of several nodes on this machine, with token authentication, for all tests here."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+# Ray reads these when it is imported, so they are set before any test module does
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[object]:
+    """A head without CPUs and two nodes of two; this process is connected to it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from jobs import cluster as jobs_cluster
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray leaves sockets and deprecated calls behind
+        small = {"object_store_memory": 80 * 2**20}
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **small},
+        )
+        for _ in range(2):
+            nodes.add_node(num_cpus=2, **small)
+        os.environ["RAY_ADDRESS"] = nodes.address
+        with jobs_cluster.in_package_folder():
+            ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)
