@@ -1,0 +1,178 @@
+"""One unit of rows: read, fit, measure, stage, commit, publish."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import store as stores
+from pipeline.stages.common import build_method, peak_bytes, prepared_of
+from pipeline.stages.plan import source_columns
+from pipeline.stages.train import TrainFiles, needs_training
+from pipeline.storage import open_objects
+from schemas.run import Run
+from schemas.store import USABLE, RowStatus, unit_columns
+
+
+class Fitter:
+    """Fits units of one run, one after the other; lives as long as its actor.
+
+    `fit` may be called from two threads: while one unit is staged and published, the next one is
+    read and fitted. Only one fits at a time.
+    """
+
+    def __init__(self, run: Run, device: str = "cpu"):
+        import torch
+
+        self.run, self.device = run, device
+        if device == "cpu":
+            torch.set_num_threads(run.resources.cores)
+        self.prepared = prepared_of(run)
+        self.objects = open_objects(run.store)
+        plan = stores.load_plan(self.objects)
+        if plan is None:
+            raise RuntimeError(f"{run.store.url} has no plan: this node does not see the store")
+        self.plan = plan
+        self.method = build_method(run, self.prepared)
+        self.computing = threading.Lock()
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        import torch
+
+        arrays = stores.open_arrays(self.run.store, partial=True).shared()
+        return {k: torch.from_numpy(np.array(v)).to(self.device) for k, v in arrays.items()}
+
+    @cached_property
+    def kept(self) -> dict[int, dict[str, Any]]:
+        """Rows that training left, by prepared row, when the run keeps them."""
+        if self.run.fit.trained_rows != "keep" or not needs_training(self.run, self.method):
+            return {}
+        files = TrainFiles(self.run)
+        note, tensors = files.done(), files.result("rows")
+        return {
+            row: {name: tensor[i] for name, tensor in tensors.items()}
+            for i, row in enumerate(note["prepared_rows"])
+        }
+
+    def check(self) -> None:
+        """Raises when this node cannot read the prepared dataset."""
+        self.prepared.rows(0, 1, columns=[])
+
+    def fit(self, unit: int, generation: int, attempt: str | None = None) -> dict[str, Any]:
+        """Fits, stages, commits and publishes one unit; returns a small record."""
+        started = time.monotonic()
+        table = self.read(unit)
+        read = time.monotonic()
+        with self.computing:
+            began = time.monotonic()
+            result, record = self.compute(unit, table)
+            fitted = time.monotonic()
+        outcome = stores.write_unit(
+            self.objects, self.plan, unit, generation, result, attempt or uuid.uuid4().hex
+        )
+        return {
+            **record,
+            "unit": unit,
+            "generation": generation,
+            "won": outcome.won,
+            "bytes": outcome.bytes,
+            "read_s": read - started,
+            "fit_s": fitted - began,
+            "write_s": time.monotonic() - fitted,
+            "peak_bytes": peak_bytes(),
+        }
+
+    def publish(self, unit: int, generation: int) -> dict[str, Any]:
+        """Finishes a unit that was committed by somebody who then died."""
+        stores.publish_unit(self.objects, self.plan, unit, generation)
+        return {"unit": unit, "generation": generation, "rows": {}}
+
+    def read(self, unit: int) -> pa.Table | None:
+        """The prepared rows of a unit, None if it is all padding."""
+        first, last = self.plan.unit_range(unit)
+        parts = []
+        for segment in self.plan.segments:
+            a, b = max(first, segment.store), min(last, segment.store + segment.rows)
+            if a < b:
+                shift = segment.prepared - segment.store
+                parts.append(self.prepared.rows(a + shift, b + shift))
+        return pa.concat_tables(parts) if parts else None
+
+    def compute(self, unit: int, table: pa.Table) -> tuple[Any, dict[str, Any]]:
+        """Fits and measures the samples of a unit; nothing is written."""
+        from pipeline import fitting
+        from pipeline.evaluate.metrics import cheap_metrics, measure
+        from pipeline.samples import load_samples
+
+        samples = load_samples(table, self.prepared.meta.kind, self.device)
+        fitted = fitting.fit_rows(
+            self.method,
+            self.shared,
+            samples,
+            seed=self.run.seed,
+            lanes=self.plan.lanes,
+            device=self.device,
+            compiled=self.plan.compiled,
+            kept={i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept},
+        )
+        kind = self.prepared.meta.kind
+        metrics = measure(kind, self.method, self.shared, fitted.rows, samples, table)
+        first, last = self.plan.unit_range(unit)
+        size = last - first
+        columns = {
+            "sample_id": table["sample_id"].to_pylist(),
+            "label": [label or "" for label in table["label"].to_pylist()],
+            "split": table["split"].to_pylist(),
+            "status": [int(status) for status in fitted.status],
+            "code": [str(code.value) for code in fitted.code],
+            "message": list(fitted.message),
+            "steps": fitted.steps.tolist(),
+            "loss": fitted.loss.tolist(),
+            "copy": [0] * len(samples),
+            "origin": ["trained" if r in self.kept else "inferred" for r in samples.rows],
+            **source_columns(kind, table),
+            **{spec.name: metrics[spec.name].tolist() for spec in cheap_metrics(kind)},
+        }
+        schema = unit_columns(self.plan.columns)
+        arrays = {
+            name: padded(value, size)
+            for name, value in fitting.pack(self.method, fitted.rows).items()
+        }
+        bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
+        for name, value in arrays.items():
+            if np.issubdtype(value.dtype, np.floating):
+                value[: len(samples)][bad] = np.nan
+        result = stores.UnitResult(
+            arrays=arrays,
+            columns=padded_columns(columns, schema, size),
+            traceback=None,
+        )
+        counts = dict(Counter(RowStatus(s).name.lower() for s in columns["status"]))
+        return result, {"rows": counts, "steps": int(sum(columns["steps"]))}
+
+
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+    """Rows up to `size`; what is added is NaN, or 0 in integer arrays."""
+    fill = np.nan if np.issubdtype(values.dtype, np.floating) else 0
+    rest = np.full((size - len(values), *values.shape[1:]), fill, values.dtype)
+    return np.concatenate([values, rest])
+
+
+def padded_columns(columns: dict[str, list[Any]], schema: pa.Schema, size: int) -> pa.RecordBatch:
+    """Columns of a unit; rows past the last sample are ABSENT and empty."""
+    arrays = []
+    for column in schema:
+        empty: Any = "" if pa.types.is_string(column.type) else 0
+        if pa.types.is_floating(column.type):
+            empty = float("nan")
+        values = [empty if v is None else v for v in columns[column.name]]
+        arrays.append(pa.array(values + [empty] * (size - len(values)), column.type))
+    return pa.record_batch(arrays, schema=schema)

@@ -1,0 +1,203 @@
+"""Lays out a store, or joins the one that the same keys made, and says what is left to fit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import store as stores
+from pipeline.ingest.prepared import Prepared
+from pipeline.stages.common import build_method, prepared_of, row_count
+from pipeline.stages.train import TrainFiles
+from pipeline.storage import open_objects
+from schemas.base import Location
+from schemas.run import Run
+from schemas.samples import PreparedMeta
+from schemas.store import SHARD_BYTES, ColumnSpec, Plan, Segment
+
+NUMERICS = 1
+"""Raised by hand when a change of the code changes fitted numbers: older stores refuse to resume."""
+
+FIT_SECONDS = 120.0
+UNITS_PER_WORKER = 20
+
+NORMALIZATION = (
+    ColumnSpec(name="center_x", dtype="float64", description="original = coords / scale + center"),
+    ColumnSpec(name="center_y", dtype="float64", description="original = coords / scale + center"),
+    ColumnSpec(name="center_z", dtype="float64", description="original = coords / scale + center"),
+    ColumnSpec(name="scale", dtype="float64", description="normalised units per original unit"),
+    ColumnSpec(name="doubt", dtype="float32", description="share of ambiguous winding numbers"),
+)
+PICTURE = (
+    ColumnSpec(name="height", dtype="int32", description="rows of the picture that was fitted"),
+    ColumnSpec(name="width", dtype="int32", description="columns of the picture that was fitted"),
+)
+SOURCE_COLUMNS = {"shapes": NORMALIZATION, "points": NORMALIZATION[:4], "images": PICTURE}
+"""What a row must carry of its sample so that it can be used with the source gone."""
+
+
+def source_columns(kind: str, table: pa.Table) -> dict[str, list[Any]]:
+    """The values of `SOURCE_COLUMNS`."""
+    if kind == "images":
+        return {name: table[name].to_pylist() for name in ("height", "width")}
+    centers = np.array(table["center"].to_pylist(), float).reshape(-1, 3)
+    columns = {f"center_{axis}": centers[:, i].tolist() for i, axis in enumerate("xyz")}
+    columns["scale"] = table["scale"].to_pylist()
+    if kind == "shapes":
+        columns["doubt"] = table["doubt"].to_pylist()
+    return columns
+
+
+@dataclass(frozen=True)
+class FitTodo:
+    """What `plan_fit` left to do."""
+
+    plan: Plan
+    to_fit: list[tuple[int, int]]
+    """(unit, generation) of units without a commit."""
+    to_publish: list[tuple[int, int]]
+    """(unit, generation) of units committed but not published."""
+
+
+def plan_fit(run: Run, workers: int = 1) -> FitTodo:
+    """Creates the store, or joins it when it was made by the same keys; returns what is left."""
+    prepared, objects = prepared_of(run), open_objects(run.store)
+    plan = stores.load_plan(objects)
+    if plan is None:
+        plan, shared = new_plan(run, prepared, workers)
+        stores.create_store(objects, plan, shared)
+    else:
+        require_same_fit(run, plan)
+        grown = grow(plan, row_count(run, prepared.meta), prepared.meta)
+        if grown is not plan:
+            stores.extend_store(objects, grown)
+            plan = grown
+    state = stores.progress(objects, plan)
+    return FitTodo(plan, state.to_fit, state.to_publish)
+
+
+def require_same_fit(run: Run, plan: Plan) -> None:
+    """Refuses to continue a store that other keys or another numerics made; names what differs."""
+    stores.require_same_keys(plan, run.stage_identity("fit"), run.stage_keys("fit"), run.store.url)
+    if plan.numerics != NUMERICS:
+        raise ValueError(
+            f"{run.store.url} was fitted by code whose numerics number is {plan.numerics}, this is "
+            f"{NUMERICS}: rows would differ; write to another store"
+        )
+
+
+def grow(plan: Plan, rows: int, meta: PreparedMeta) -> Plan:
+    """The plan with the prepared rows that came after it, from the next shard boundary on."""
+    known = sum(segment.rows for segment in plan.segments)
+    if rows == known and meta.fingerprint == plan.prepared_fingerprint:
+        return plan
+    if rows < known or known not in meta.segments:
+        raise ValueError(
+            f"the prepared dataset has {rows} rows in segments starting at {list(meta.segments)}, "
+            f"the store was planned for {known}: it is another dataset; write to another store"
+        )
+    first = plan.units * plan.unit_rows
+    added = Segment(prepared=known, store=first, rows=rows - known)
+    return plan.model_copy(
+        update={
+            "rows": first + added.rows,
+            "segments": (*plan.segments, added),
+            "prepared_fingerprint": meta.fingerprint,
+        }
+    )
+
+
+def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str, np.ndarray]]:
+    """The plan of a new store and the values of its shared arrays."""
+    from pipeline import fitting
+    from pipeline.evaluate.metrics import cheap_metrics
+
+    method = build_method(run, prepared)
+    shared = shared_tensors(run, method)
+    arrays, rows = fitting.row_arrays(method), row_count(run, prepared.meta)
+    lanes = run.fit.lanes or fitting.default_lanes(method)
+    spec = fitting.describe(
+        method,
+        seed=run.seed,
+        dataset_fingerprint=prepared.meta.fingerprint,
+        versions=versions(),
+    )
+    row_bytes = max(
+        (int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays if a.rows), default=1
+    )
+    plan = Plan(
+        name=run.name,
+        fit_identity=run.stage_identity("fit"),
+        fit_keys=run.stage_keys("fit"),
+        numerics=NUMERICS,
+        prepared_fingerprint=prepared.meta.fingerprint,
+        rows=rows,
+        unit_rows=run.fit.unit_rows
+        or unit_rows(rows, row_bytes, fitting.estimate_seconds(method), workers),
+        segments=(Segment(prepared=0, store=0, rows=rows),),
+        arrays=arrays,
+        columns=(*SOURCE_COLUMNS[prepared.meta.kind], *cheap_metrics(prepared.meta.kind)),
+        field=spec,
+        lanes=lanes,
+        compiled=run.fit.compile == "always",
+    )
+    return plan, {name: value.numpy() for name, value in shared.items()}
+
+
+def unit_rows(rows: int, row_bytes: int, row_seconds: float, workers: int) -> int:
+    """Largest power of two of rows whose shard and time are bounded and that keeps workers busy."""
+    most = min(
+        SHARD_BYTES / max(row_bytes, 1),
+        FIT_SECONDS / max(row_seconds, 1e-9),
+        rows / (UNITS_PER_WORKER * max(workers, 1)),
+    )
+    return 2 ** max(int(np.log2(max(most, 1))), 0)
+
+
+def shared_tensors(run: Run, method: Any) -> dict[str, Any]:
+    """Shared parameters of a run: an earlier store's, trained ones, or the method's start."""
+    from pipeline import fitting
+
+    if run.method.shared_from is not None:
+        return shared_of_store(run.method.shared_from, method)
+    if method.train:
+        return TrainFiles(run).result("shared")
+    return fitting.start_shared(method, run.seed)
+
+
+def shared_of_store(location: Location, method: Any) -> dict[str, Any]:
+    """Shared parameters of a finished store, checked against what the method expects."""
+    import torch
+
+    from pipeline import fitting
+
+    found = stores.open_arrays(location).shared()
+    wanted = fitting.start_shared(method, 0)
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise ValueError(
+                f"{location.url} has no shared '{name}'; it holds {sorted(found)[:8]}: "
+                "give the method of that store the same settings here"
+            )
+        if tuple(found[name].shape) != tuple(tensor.shape):
+            raise ValueError(
+                f"shared '{name}' of {location.url} has shape {list(found[name].shape)}, this "
+                f"method wants {list(tensor.shape)}: use the settings that store was made with"
+            )
+    return {name: torch.from_numpy(np.array(found[name])) for name in wanted}
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on."""
+    names = ("fieldmill", "torch", "numpy", "zarr", "libigl")
+    known = {}
+    for name in names:
+        try:
+            known[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that was not installed
+            known[name] = "unknown"
+    return known

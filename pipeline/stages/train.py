@@ -1,0 +1,130 @@
+"""Prepared dataset -> shared parameters (a decoder), kept below the store until it is laid out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Any
+
+from pipeline.ingest.prepared import Prepared
+from pipeline.stages.common import build_method, peak_bytes, prepared_of, row_count, take_rows
+from pipeline.storage import open_objects
+from schemas.run import Run
+from schemas.store import PRIVATE
+
+
+def needs_training(run: Run, method: Any) -> bool:
+    """Whether shared parameters have to be trained: there are phases, and no store gives them."""
+    return bool(method.train) and run.method.shared_from is None
+
+
+class TrainFiles:
+    """Where training keeps its checkpoints and its result: below the store, by identity."""
+
+    def __init__(self, run: Run):
+        self.objects = open_objects(run.store)
+        self.prefix = f"{PRIVATE}/train/{run.stage_identity('train')[:16]}"
+
+    def save_checkpoint(self, data: bytes) -> None:
+        self.objects.put(f"{self.prefix}/checkpoint.safetensors", data)
+
+    def checkpoint(self) -> bytes | None:
+        return self._get("checkpoint.safetensors")
+
+    def finish(
+        self, shared: dict[str, Any], rows: dict[str, Any], prepared_rows: list[int], log
+    ) -> None:
+        """Writes the result; the note that it is complete comes last."""
+        from safetensors.torch import save
+
+        parts = {"shared": save(shared), "rows": save(rows)}
+        for name, data in parts.items():
+            self.objects.put(f"{self.prefix}/{name}.safetensors", data)
+        note = {
+            "prepared_rows": prepared_rows,
+            "log": log,
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()},
+        }
+        self.objects.put(f"{self.prefix}/done.json", json.dumps(note).encode())
+
+    def done(self) -> dict[str, Any] | None:
+        data = self._get("done.json")
+        return json.loads(data) if data else None
+
+    def result(self, part: str) -> dict[str, Any]:
+        """`shared` or `rows` as training left them; a damaged file raises."""
+        from safetensors.torch import load as load_tensors
+
+        note = self.done()
+        if note is None:
+            raise RuntimeError(
+                f"{self.objects.location.url}: training has not finished; run `train` first"
+            )
+        data = self.objects.get(f"{self.prefix}/{part}.safetensors")
+        if hashlib.sha256(data).hexdigest() != note["sha256"][part]:
+            raise RuntimeError(
+                f"{self.objects.location.url}: {self.prefix}/{part}.safetensors is damaged "
+                "(sha256 differs); delete the folder and train again"
+            )
+        return load_tensors(data)
+
+    def _get(self, name: str) -> bytes | None:
+        try:
+            return self.objects.get(f"{self.prefix}/{name}")
+        except FileNotFoundError:
+            return None
+
+
+def trained(run: Run) -> bool:
+    """Whether nothing is left to train: the method has no phases for it, or they are done."""
+    method = build_method(run, prepared_of(run))
+    return not needs_training(run, method) or TrainFiles(run).done() is not None
+
+
+def training_rows(run: Run, prepared: Prepared) -> list[int]:
+    """Prepared rows in the splits that train, in order."""
+    rows = prepared.rows(0, row_count(run, prepared.meta), columns=[])
+    chosen = [
+        row
+        for row, split in zip(rows["row"].to_pylist(), rows["split"].to_pylist())
+        if split in run.train.splits
+    ]
+    if not chosen:
+        raise ValueError(
+            f"no sample is in the splits {list(run.train.splits)} that train; "
+            f"the prepared dataset has {prepared.meta.splits}"
+        )
+    return chosen
+
+
+def train_shared(run: Run, rank: int = 0, world: int = 1, device: str = "cpu") -> dict[str, Any]:
+    """Trains the shared parameters; each of `world` ranks owns every `world`-th sample.
+
+    Ranks meet through torch.distributed, which the caller has initialised when `world` > 1.
+    Continues from the last checkpoint. Rank 0 writes the result. Returns a small record.
+    """
+    from pipeline.fitting import train
+    from pipeline.samples import load_samples
+
+    files, prepared = TrainFiles(run), prepared_of(run)
+    method = build_method(run, prepared)
+    if files.done() is not None:
+        return {"steps": 0, "seconds": 0.0, "samples": 0}
+    started = time.monotonic()
+    rows = training_rows(run, prepared)
+    samples = load_samples(take_rows(prepared, rows[rank::world]), prepared.meta.kind, device)
+    result = train(
+        method,
+        samples,
+        seed=run.seed,
+        rank=rank,
+        world=world,
+        checkpoint=files.save_checkpoint,
+        checkpoint_s=run.train.checkpoint_s,
+        resume=files.checkpoint(),
+    )
+    if rank == 0:
+        files.finish(result.shared, result.rows, result.row_numbers, result.log)
+    seconds = time.monotonic() - started
+    return {"seconds": seconds, "samples": len(rows), "log": result.log, "peak_bytes": peak_bytes()}
