@@ -66,6 +66,25 @@ MANIFEST = pa.schema(
     ]
 )
 
+LISTING = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), False),  # of a container: its key
+        pa.field("type", pa.string(), False),  # file | tar | parquet | npy | npz | idx
+        pa.field("keys", pa.list_(pa.string()), False),  # objects to read, relative or URIs
+        pa.field("sizes", pa.list_(pa.int64()), False),  # -1 = unknown
+        pa.field("etags", pa.list_(pa.string()), False),
+        pa.field("uri", pa.bool_(), False),  # keys stem from a table: may be absolute
+        pa.field("start", pa.int64(), False),  # range of a container's members
+        pa.field("stop", pa.int64(), False),
+        pa.field("label", pa.string()),  # as the table gives it
+        pa.field("split", pa.string()),
+        pa.field("status", pa.string(), False),  # "" = to be decoded, or rejected, ignored
+        pa.field("code", pa.string(), False),
+        pa.field("message", pa.string(), False),
+    ]
+)
+"""One frozen entry: a sample, a range of a container's members, or a file that is left out."""
+
 IDENTITY = [
     pa.field("row", pa.int64(), False),
     pa.field("sample_id", pa.string(), False),
@@ -114,6 +133,8 @@ def points_schema(*, signed: bool, normals: bool, color: bool = False, part: boo
             fields.append(pa.field(f"{prefix}surface_color", pa.large_binary()))  # uint8 [p, 3]
         if part:
             fields.append(pa.field(f"{prefix}surface_part", pa.large_binary()))  # uint16 [p]
+    if part:
+        fields.append(pa.field("part_names", pa.list_(pa.string())))  # by part number
     fields += [
         pa.field("precision", pa.string(), False),  # compact | float32
         pa.field("center", pa.list_(pa.float64(), 3), False),  # original = coords / scale + center
@@ -133,6 +154,21 @@ POINTS = points_schema(signed=False, normals=True, color=True)
 FORMS = {"images": GRID, "shapes": SHAPES, "points": POINTS}
 
 
+class FormSpec(Schema):
+    """What a method needs to know of a prepared dataset to build its network."""
+
+    kind: str
+    channels: int | None = None
+    """Color channels of images."""
+    dims: int
+    """Coordinate axes of a field of these samples."""
+    signed: bool = False
+    """Points carry signed distances."""
+    normals: bool = False
+    color: bool = False
+    """Surface points carry colors."""
+
+
 class IngestUnit(Schema):
     """A range of the frozen listing; its output is one prepared shard."""
 
@@ -140,6 +176,28 @@ class IngestUnit(Schema):
     entries: int
     """Listed samples or, of a container, upper bound of its members."""
     bytes: int
+
+
+class IngestOutcome(Schema):
+    """What one call of `ingest_unit` did."""
+
+    unit: int
+    won: bool
+    """This call committed the unit; False: it was there already, or another attempt was first."""
+    decodes: int
+    """Samples decoded by this call."""
+    counts: dict[str, int]
+    """The unit's samples by status, before duplicates are known."""
+    read_bytes: int
+    """Source bytes read by this call."""
+    written_bytes: int
+    """Bytes of prepared shards written by this call."""
+    seconds: dict[str, float]
+    """Wall time: `total`, and of it `read` (waiting for sources), `decode`, `write`."""
+
+
+class NothingUsable(ValueError):
+    """A dataset without a single usable sample; the message names the first reasons."""
 
 
 class PreparedMeta(Schema):
@@ -153,6 +211,10 @@ class PreparedMeta(Schema):
     ingest: dict
     listed: str
     """UTC date of the frozen listing."""
+    units: int
+    """Ingest units that the fold has seen."""
+    label_level: int | None
+    """Folder level of the default labels; None: one of the rules of `dataset.label`, or no labels."""
     rows: int
     """Accepted samples; their row numbers are 0 .. rows - 1."""
     segments: tuple[int, ...]
@@ -162,9 +224,7 @@ class PreparedMeta(Schema):
     counts: dict[str, int]
     """Samples by status."""
     labels: dict[str, int]
-    """Accepted samples by label."""
+    """Accepted samples by label; beyond 4,096 different labels the rest is counted under "..."."""
     splits: dict[str, int]
     fingerprint: str
     """sha256 over the manifest's (sample_id, sha256) of the accepted rows in order."""
-
-

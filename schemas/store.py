@@ -75,6 +75,8 @@ class FieldSpec(Schema):
     method: str
     config: dict[str, Any]
     """Every key of the method's config class."""
+    form: dict[str, Any] = {}
+    """`FormSpec` of the dataset: what the network was built for."""
     layers: list[dict[str, Any]]
     """The network in order of evaluation, each with its kind, sizes, names of its parameters and
     constants (omega_0, scale, offset): enough to evaluate it in plain numpy."""
@@ -126,8 +128,15 @@ class Plan(Schema):
         return -(-self.rows // self.unit_rows)
 
     def unit_range(self, unit: int) -> tuple[int, int]:
-        """First and one past the last row of a unit."""
-        return unit * self.unit_rows, min((unit + 1) * self.unit_rows, self.rows)
+        """First and one past the last row of a unit that hold samples.
+
+        Rows of a unit past the end of its segment are padding (ABSENT, no sample, no values).
+        """
+        first = unit * self.unit_rows
+        for segment in self.segments:
+            if segment.store <= first < segment.store + segment.rows:
+                return first, min(first + self.unit_rows, segment.store + segment.rows)
+        raise ValueError(f"unit {unit} is not one of the {self.units} units of '{self.name}'")
 
 
 def unit_columns(columns: tuple[ColumnSpec, ...]) -> pa.Schema:

@@ -1,0 +1,1 @@
+"""Fields: functions of coordinates with parameters, shared or one set a sample."""

@@ -1,0 +1,1 @@
+"""Finding parameters: method types, phases, lanes, training of what is shared."""

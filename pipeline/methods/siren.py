@@ -1,0 +1,115 @@
+"""SIREN: a sinusoidal network for each image (Sitzmann et al. 2020, "Implicit Neural
+Representations with Periodic Activation Functions").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from schemas.base import Schema
+from schemas.samples import FormSpec
+
+if TYPE_CHECKING:
+    from pipeline.fitting.method import Method
+
+PAPER = "Sitzmann et al. 2020, NeurIPS, arXiv 2006.09661"
+KINDS = ("images",)
+STRATEGY = "per sample"
+STORES = "params: the weights of one sine network an image"
+
+
+class Config(Schema):
+    """Defaults: a small network that reaches 30 dB on small pictures in seconds on a CPU core."""
+
+    width: int = Field(64, ge=1)
+    """Units of a sine layer."""
+    depth: int = Field(3, ge=1)
+    """Number of sine layers (before the linear output)."""
+    omega_first: float = Field(30.0, gt=0)
+    """Frequency factor of the first layer (sec. 3.2, supplement 1.5)."""
+    omega_hidden: float = Field(30.0, gt=0)
+    """Frequency factor of the others."""
+    rate: float = Field(2e-3, gt=0)
+    """Learning rate of Adam at its highest."""
+    warmup: int = Field(0, ge=0)
+    """Steps over which the rate rises."""
+    steps: int = Field(500, ge=1)
+    """Most steps an image."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The rate falls to a hundredth over `steps`, or stays."""
+    pixels: int | None = Field(None, ge=1)
+    """Pixels a step; absent: all, but 4,096 of pictures with more."""
+    target_psnr: float | None = Field(30.0, gt=0)
+    """An image is done at this PSNR (dB, of the pixels seen); absent: all steps are taken."""
+    start: Literal["own", "common"] = "own"
+    """Every image starts from weights of its own, or all from the same."""
+
+    @classmethod
+    def presets(cls) -> dict[str, Config]:
+        """`paper`: the authors' image experiment (experiment_scripts/train_img.py): 4 sine layers x
+        256 ("3 hidden"), Adam at 1e-4 for 10,000 steps on all pixels."""
+        paper = {"width": 256, "depth": 4, "rate": 1e-4, "steps": 10_000, "schedule": "constant"}
+        return {"default": cls(), "paper": cls(**paper, target_psnr=None, pixels=None)}
+
+
+def build(config: Config, form: FormSpec) -> Method:
+    """A sine network from (x, y) to the channels of an image, with values in [-1, 1]."""
+    from pipeline.fields.mlp import MLP
+    from pipeline.fields.sine import sine_layers
+    from pipeline.fitting.method import Descend, Field, PerSample, Phase, Target
+    from pipeline.fitting.optimizers import Adam
+    from pipeline.fitting.schedules import Constant, Cosine
+    from pipeline.objectives.photometric import color_mse, mse_of_psnr
+    from pipeline.samples import ALL, Size
+
+    if form.kind not in KINDS:
+        raise ValueError(f"siren fits images; this dataset has {form.kind} (try 'sdf' for shapes)")
+    layers = sine_layers(
+        2,
+        config.width,
+        config.depth,
+        form.channels,
+        omega_first=config.omega_first,
+        omega_hidden=config.omega_hidden,
+    )
+    model = MLP(2, layers)
+
+    def loss(bound, batch, draw):
+        pixels = batch.grid
+        return {"mse": color_mse(bound(pixels.coords), pixels.color * 2 - 1, pixels.weight)}
+
+    def read(bound, coords):
+        return {"color": bound(coords).mul(0.5).add(0.5).clamp(0, 1)}
+
+    rate = Constant(config.rate)
+    if config.schedule == "cosine":
+        rate = Cosine(config.rate, config.steps, config.warmup, config.rate / 100)
+    target = None
+    if config.target_psnr is not None:
+        target = Target(mse_of_psnr(config.target_psnr), "mse", describe=_decibel)
+    phase = Phase(
+        steps=config.steps,
+        size=Size(pixels=ALL if config.pixels is None else config.pixels),
+        updates=(Descend(loss, {"": Adam(rate)}),),
+        target=target,
+    )
+    field = Field(
+        model=model,
+        read=read,
+        layers=[*model.describe(""), {"kind": "affine", "scale": 0.5, "offset": 0.5}],
+        coords={
+            "axes": ["x (right)", "y (down)"],
+            "range": [-1.0, 1.0],
+            "pixel_centers": "(2 i + 1) / size - 1",
+        },
+        output={"quantity": "color", "channels": form.channels, "range": [0.0, 1.0]},
+    )
+    return PerSample(field, fit=(phase,), start=config.start)
+
+
+def _decibel(mse: float) -> str:
+    from math import log10
+
+    return f"{-10 * log10(max(mse, 1e-20) / 4):.2f} dB"

@@ -1,0 +1,1 @@
+"""Loss terms: each a vector with one value a sample."""

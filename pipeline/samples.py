@@ -1,0 +1,407 @@
+"""Prepared samples in memory, and the batches that fitting, training and metrics draw from them.
+
+Samples stay as compact as they are stored (uint8 pixels, uint16 coordinates, float16 distances) and
+are decoded when drawn. Every set of points or pixels lies in a seeded random order, so a contiguous
+block of it is an unbiased draw: a batch costs one random number a sample. What is held out is
+drawn for the role "query" only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.draw import Draw, sample_keys
+from schemas.samples import FormSpec
+
+Role = Literal["context", "query"]
+ALL = -1
+"""As a size: everything the sample has for the role."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What one step draws from each sample; `ALL` takes everything, once, in a fixed order."""
+
+    pixels: int = ALL
+    near: int = 0
+    uniform: int = 0
+    surface: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the draw is the same at every step."""
+        return all(s in (ALL, 0) for s in (self.pixels, self.near, self.uniform, self.surface))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pixels of images. `weight` is 0 where a sample has fewer pixels than its batch mates."""
+
+    coords: Float[Tensor, "n p 2"]
+    """x (right) and y (down), pixel centres at (2 i + 1) / size - 1."""
+    color: Float[Tensor, "n p c"]
+    """In [0, 1]."""
+    weight: Float[Tensor, "n p"]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of shapes and clouds, in the normalized box [-1, 1]^3; absent sets are None."""
+
+    coords: Float[Tensor, "n p 3"] | None
+    """Near-surface points, then uniform ones."""
+    distance: Float[Tensor, "n p"] | None
+    """Signed distance at `coords`, negative inside."""
+    weight: Float[Tensor, "n p"] | None
+    surface: Float[Tensor, "n s 3"] | None
+    normals: Float[Tensor, "n s 3"] | None
+    color: Float[Tensor, "n s 3"] | None
+    surface_weight: Float[Tensor, "n s"] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is drawn of some samples: one optional member a prepared form, sample axis first."""
+
+    grid: Pixels | None = None
+    points: Points | None = None
+
+
+def pixel_coords(height: int, width: int) -> Float[Tensor, "p 2"]:
+    """Coordinates of all pixel centres of a picture in row-major order (x right, y down)."""
+    y = (torch.arange(height) * 2 + 1) / height - 1
+    x = (torch.arange(width) * 2 + 1) / width - 1
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1).reshape(-1, 2)
+
+
+def capacity(count: int) -> int:
+    """The next rung of a ladder that is 1/8 apart: few batch shapes, at most 1/8 of padding."""
+    if count <= 16:
+        return max(count, 1)
+    rung = 2 ** (math.floor(math.log2(count - 1)) - 3)
+    return -(-count // rung) * rung
+
+
+def join(parts: Sequence[tuple[Int[Tensor, "k"], Batch]]) -> Batch:
+    """One batch of several; each part brings the positions that its samples take."""
+    if len(parts) == 1:
+        return parts[0][1]
+    order = torch.cat([positions for positions, _ in parts]).argsort()
+
+    def members(name: str) -> object | None:
+        values = [getattr(batch, name) for _, batch in parts]
+        if values[0] is None:
+            return None
+        kind = type(values[0])
+        columns = {}
+        for key in kind.__dataclass_fields__:
+            tensors = [getattr(v, key) for v in values]
+            columns[key] = (
+                None if tensors[0] is None else torch.cat(tensors)[order.to(tensors[0].device)]
+            )
+        return kind(**columns)
+
+    return Batch(**{name: members(name) for name in Batch.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One set of every sample, end to end: named columns of `[total, ...]`."""
+
+    columns: dict[str, Tensor]
+    starts: Int[Tensor, "n"]
+    counts: Int[Tensor, "n"]
+    """On the CPU, as `starts`: shapes are decided there."""
+
+    def block(
+        self,
+        index: Int[Tensor, "m"],
+        size: int,
+        draw: Draw,
+        tag: str,
+        sizes: Int[Tensor, "m"] | None,
+    ) -> tuple[Int[Tensor, "m p"], Float[Tensor, "m p"]]:
+        """Places in `columns` of what a step draws, and their weights.
+
+        Successive steps take successive blocks; each pass over the set starts at another offset.
+        """
+        device = draw.step.device
+        counts = self.counts[index]
+        if size == ALL:
+            size = int(sizes.max())
+            place = torch.arange(size, device=device).expand(len(index), size)
+            weight = (place < counts.to(device)[:, None]).to(torch.float32)
+            place = torch.minimum(place, counts.to(device)[:, None].clamp(min=1) - 1)
+        else:
+            held = counts.to(device).clamp(min=1)
+            pass_number = (draw.step * size) // held
+            offset = draw.at(pass_number).integers(tag, held) + draw.step * size
+            place = (offset[:, None] + torch.arange(size, device=device)) % held[:, None]
+            weight = torch.ones(1, 1, device=device).expand(len(index), size)
+            weight = weight * (counts.to(device) > 0).to(torch.float32)[:, None]
+        return place + self.starts[index].to(device)[:, None], weight
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some rows of a prepared dataset, resident on one device."""
+
+    form: FormSpec
+    ids: list[str]
+    rows: np.ndarray
+    labels: list[str]
+    splits: list[str]
+    keys: Int[Tensor, "n"]
+    """`sample_keys` of the ids."""
+    sets: dict[str, Ragged]
+    """Images: "context" and "query"; shapes and clouds: the point sets of the schema."""
+    sizes: Int[Tensor, "n 2"]
+    """Height and width of images (CPU); zero otherwise."""
+    heights: Int[Tensor, "n"] = field(repr=False)
+    widths: Int[Tensor, "n"] = field(repr=False)
+    """As `sizes`, on the device."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    def parts(self, role: Role, size: Size) -> dict[str, int]:
+        """The sets that a role draws from, with what a step takes of each."""
+        if self.form.kind == "images":
+            return {role: size.pixels}
+        prefix = "held_" if role == "query" else ""
+        wanted = {"near": size.near, "uniform": size.uniform, "surface": size.surface}
+        return {prefix + name: count for name, count in wanted.items() if count}
+
+    def shape_classes(self, role: Role, size: Size) -> Int[Tensor, "n k"]:
+        """Capacities of the sets that a draw of this size needs: samples of equal rows may share a
+        batch. Drawn sets of fixed size put all samples in one class."""
+        columns = []
+        for name, count in self.parts(role, size).items():
+            if count == ALL:
+                counts = self.sets[name].counts.tolist()
+                columns.append(torch.tensor([capacity(c) for c in counts]))
+            else:
+                columns.append(torch.full((len(self),), count))
+        return torch.stack(columns, 1) if columns else torch.zeros(len(self), 1, dtype=torch.int64)
+
+    def draw(self, index: Int[Tensor, "m"], role: Role, size: Size, draw: Draw) -> Batch:
+        """Decodes a batch: `size` of each sample at `index` (CPU), as of `draw.step`.
+
+        The samples must be of one shape class (`shape_classes`) where a size is `ALL`.
+        """
+        classes = None
+        if ALL in self.parts(role, size).values():
+            classes = self.shape_classes(role, size)[index]
+            if (classes != classes[:1]).any():
+                raise ValueError(
+                    f"samples {self.ids[int(index[0])]!r} and others differ in size "
+                    f"({classes.tolist()[:4]}...); draw a fixed number, or group by shape_classes"
+                )
+        if self.form.kind == "images":
+            return Batch(grid=self._pixels(index, role, size.pixels, draw, classes))
+        return Batch(points=self._points(index, role, size, draw, classes))
+
+    def _pixels(self, index, role, size, draw, classes) -> Pixels:
+        pixels = self.sets[role]
+        sizes = None if classes is None else classes[:, 0]
+        place, weight = pixels.block(index, size, draw, "pixels", sizes)
+        raster = pixels.columns["raster"][place]
+        on_device = index.to(self.device)
+        height, width = self.heights[on_device][:, None], self.widths[on_device][:, None]
+        y = torch.div(raster, width, rounding_mode="floor")
+        x = raster - y * width
+        coords = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+        return Pixels(coords, _decode_color(pixels.columns["color"][place]), weight)
+
+    def _points(self, index, role, size, draw, classes) -> Points:
+        coords, distance, weights = [], [], []
+        surface = normals = color = surface_weight = None
+        for column, (name, count) in enumerate(self.parts(role, size).items()):
+            if name not in self.sets:
+                raise ValueError(
+                    f"these {self.form.kind} have no set {name!r}, only {sorted(self.sets)}"
+                )
+            points = self.sets[name]
+            sizes = None if classes is None else classes[:, column]
+            place, weight = points.block(index, count, draw, name, sizes)
+            at = _decode_coords(points.columns["coords"][place])
+            if "distance" in points.columns:
+                coords.append(at)
+                distance.append(points.columns["distance"][place].to(torch.float32))
+                weights.append(weight)
+            else:
+                surface, surface_weight = at, weight
+                if "normals" in points.columns:
+                    normals = points.columns["normals"][place].to(torch.float32)
+                if "color" in points.columns:
+                    color = _decode_color(points.columns["color"][place])
+        return Points(
+            coords=torch.cat(coords, 1) if coords else None,
+            distance=torch.cat(distance, 1) if distance else None,
+            weight=torch.cat(weights, 1) if weights else None,
+            surface=surface,
+            normals=normals,
+            color=color,
+            surface_weight=surface_weight,
+        )
+
+
+def _decode_color(stored: Tensor) -> Float[Tensor, "..."]:
+    if stored.dtype == torch.uint8:
+        return stored.to(torch.float32).mul_(1 / 255)
+    return stored.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32).mul_(1 / 65535)
+
+
+def _decode_coords(stored: Tensor) -> Float[Tensor, "..."]:
+    if stored.dtype == torch.float32:
+        return stored
+    steps = stored.to(torch.int32).bitwise_and_(0xFFFF)
+    return steps.to(torch.float32).mul_(2 / 65535).sub_(1)
+
+
+def form_of(table: pa.Table, kind: str) -> FormSpec:
+    """What a method needs to know of a prepared dataset, from any of its rows."""
+    if table.num_rows == 0:
+        raise ValueError(f"the table of {kind} has no rows")
+    if kind == "images":
+        return FormSpec(kind=kind, channels=int(table["channels"][0].as_py()), dims=2)
+    names = set(table.column_names)
+    return FormSpec(
+        kind=kind,
+        channels=None,
+        dims=3,
+        signed="near_distance" in names,
+        normals=_has("surface_normals", table),
+        color=_has("surface_color", table),
+    )
+
+
+def _has(name: str, table: pa.Table) -> bool:
+    return name in table.column_names and table[name].null_count == 0
+
+
+def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu") -> Samples:
+    """Makes prepared rows (`IDENTITY` and the columns of the form) resident on a device."""
+    form = form_of(table, kind)
+    if kind == "images":
+        sets, sizes = _load_images(table, form)
+    elif kind in ("shapes", "points"):
+        sets, sizes = _load_points(table, form), torch.zeros(table.num_rows, 2, dtype=torch.int64)
+    else:
+        raise ValueError(f"no samples of kind {kind!r}; images, shapes and points can be loaded")
+    ids = table["sample_id"].to_pylist()
+    names = table.column_names
+    blank = [""] * len(ids)
+    device = torch.device(device)
+    return Samples(
+        form=form,
+        ids=ids,
+        rows=np.asarray(table["row"].to_numpy()) if "row" in names else np.arange(len(ids)),
+        labels=[v or "" for v in table["label"].to_pylist()] if "label" in names else blank,
+        splits=[v or "" for v in table["split"].to_pylist()] if "split" in names else blank,
+        keys=sample_keys(ids).to(device),
+        sets={
+            name: Ragged({k: v.to(device) for k, v in s.columns.items()}, s.starts, s.counts)
+            for name, s in sets.items()
+        },
+        sizes=sizes,
+        heights=sizes[:, 0].to(device),
+        widths=sizes[:, 1].to(device),
+    )
+
+
+def _load_images(table: pa.Table, form: FormSpec) -> tuple[dict[str, Ragged], Tensor]:
+    heights, widths = table["height"].to_numpy(), table["width"].to_numpy()
+    wrong = np.flatnonzero(table["channels"].to_numpy() != form.channels)
+    if len(wrong):
+        raise ValueError(
+            f"sample {table['sample_id'][int(wrong[0])].as_py()!r} has "
+            f"{table['channels'][int(wrong[0])].as_py()} channels, others {form.channels}; "
+            "set ingest.color to rgb or gray"
+        )
+    depths = set(table["dtype"].to_pylist())
+    wide = depths != {"uint8"}
+    raster: dict[str, list] = {"context": [], "query": []}
+    color: dict[str, list] = {"context": [], "query": []}
+    keys = sample_keys(table["sample_id"].to_pylist()).numpy().view(np.uint64)
+    pixels, held, depth = table["pixels"], table["held_out"], table["dtype"].to_pylist()
+    for i in range(table.num_rows):
+        count = int(heights[i]) * int(widths[i])
+        values = np.frombuffer(pixels[i].as_buffer(), dtype=depth[i]).reshape(count, form.channels)
+        if wide and depth[i] == "uint8":
+            values = values.astype(np.uint16) * 257
+        mask = np.unpackbits(np.frombuffer(held[i].as_buffer(), np.uint8), count=count).astype(bool)
+        order = np.random.Generator(np.random.Philox(key=keys[i])).permutation(count)
+        for role, members in (("context", order[~mask[order]]), ("query", order[mask[order]])):
+            raster[role].append(members.astype(np.int32))
+            color[role].append(values[members])
+    sets = {}
+    for role in raster:
+        stored = np.concatenate(color[role])
+        stored = stored.view(np.int16) if wide else stored
+        columns = {
+            "raster": torch.from_numpy(np.concatenate(raster[role])),
+            "color": torch.from_numpy(stored),
+        }
+        sets[role] = _ragged(columns, [len(r) for r in raster[role]])
+    return sets, torch.from_numpy(np.stack([heights, widths], 1).astype(np.int64))
+
+
+def _load_points(table: pa.Table, form: FormSpec) -> dict[str, Ragged]:
+    precisions = set(table["precision"].to_pylist())
+    if len(precisions) != 1:
+        raise ValueError(
+            f"rows of different precision {sorted(precisions)} cannot be loaded together"
+        )
+    compact = precisions == {"compact"}
+    types = {
+        "coords": (np.int16 if compact else np.float32, 3),
+        "distance": (np.float16 if compact else np.float32, 1),
+        "normals": (np.float16, 3),
+        "color": (np.uint8, 3),
+    }
+    sets = {}
+    for prefix in ("", "held_"):
+        for name in ("near", "uniform", "surface"):
+            columns, counts = {}, None
+            for column, (dtype, width) in types.items():
+                full = f"{prefix}{name}_{column}"
+                if not _has(full, table):
+                    continue
+                flat, lengths = _bytes_of(table[full])
+                values = flat.view(dtype)
+                columns[column] = torch.from_numpy(
+                    values.reshape(-1, width) if width > 1 else values
+                )
+                counts = lengths // (np.dtype(dtype).itemsize * width)
+            if columns:
+                sets[prefix + name] = _ragged(columns, counts)
+    return sets
+
+
+def _bytes_of(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """All values of a binary column end to end, and the length of each, in bytes."""
+    array = pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
+    dtype = np.int64 if pa.types.is_large_binary(array.type) else np.int32
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, dtype)[array.offset : array.offset + len(array) + 1]
+    flat = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]].copy()
+    return flat, np.diff(ends)
+
+
+def _ragged(columns: dict[str, Tensor], counts) -> Ragged:
+    counts = torch.as_tensor(np.asarray(counts, np.int64))
+    return Ragged(columns, torch.cumsum(counts, 0) - counts, counts)
