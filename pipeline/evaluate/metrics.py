@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,9 @@ from pipeline.evaluate.prepared_lines import (
     line_of,
 )
 from pipeline.fields.bind import bind
-from pipeline.samples import pixel_coords
+from pipeline.fitting.method import Method
+from pipeline.fitting.rows import bindable
+from pipeline.samples import Samples, pixel_coords
 from schemas.store import ColumnSpec
 
 Quantities = dict[str, Tensor]
@@ -102,7 +103,7 @@ def ssim_at(
     SSIM compares windows, so it is not defined on scattered pixels: a window centred on a held-out
     pixel contains fitted ones.
     """
-    if min(target.shape[:2]) < SSIM_WINDOW or not where.any():
+    if min(target.shape[:2]) < SSIM_WINDOW or not where.any() or not np.isfinite(prediction).all():
         return float("nan")
     _, full = structural_similarity(
         np.clip(prediction, 0, 1).astype(np.float64),
@@ -136,19 +137,24 @@ def inside_of(quantities: Quantities) -> np.ndarray:
 
 
 def measure(
-    kind: str, method: Any, shared: Quantities, rows: Quantities, samples: Any, table: pa.Table
+    kind: str,
+    method: Method,
+    shared: Quantities,
+    rows: Quantities,
+    samples: Samples,
+    table: pa.Table,
 ) -> dict[str, np.ndarray]:
     """Cheap metrics of fitted rows; `rows` hold, by name, what each sample of `table` owns.
 
     `samples` are the same rows as loaded for fitting; they tell the device.
     """
-    device = samples.device
+    device, field = samples.device, method.field
     shared = {name: value.to(device) for name, value in shared.items()}
 
     def read(row: int, coords: Tensor) -> Quantities:
         own = {name: value[row : row + 1].to(device) for name, value in rows.items()}
-        values = method.read(bind(method.model, {**shared, **own}), coords[None].to(device))
-        return {name: value[0] for name, value in values.items()}
+        bound = bind(field.model, bindable(method, shared, own))
+        return {k: v[0] for k, v in field.read(bound, coords[None].to(device)).items()}
 
     return measure_table(kind, read, table, chunk=2**13 if device.type == "cpu" else 2**18)
 

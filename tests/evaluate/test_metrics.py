@@ -11,7 +11,8 @@ from skimage.metrics import structural_similarity
 from pipeline.evaluate import mesh_metrics as meshes
 from pipeline.evaluate import metrics
 from pipeline.evaluate.prepared_lines import held_out_pixels, line_of
-from pipeline.samples import pixel_coords
+from pipeline.fitting.method import Field, PerSample
+from pipeline.samples import load_samples, pixel_coords
 from schemas.samples import GRID, IDENTITY
 from tests.evaluate.prepared import picture_table, shape_table
 
@@ -124,19 +125,12 @@ def test_measure_binds_each_row_to_its_own_tensors():
         def forward(self, coords):
             return (self.gain * self.level)[:, None, :].expand(len(coords), coords.shape[1], 1)
 
-    class Method:
-        model = Constant()
-
-        @staticmethod
-        def read(bound, coords):
-            return {"color": bound(coords)}
-
-    class Loaded:
-        device = torch.device("cpu")
-
+    field = Field(Constant(), lambda bound, x: {"color": bound(x)}, [], {}, {})
     table = picture_table(pictures=[np.zeros((4, 4, 1)), np.ones((4, 4, 1))], channels=1)
     rows = {"level": torch.tensor([[0.05], [0.45]])}
-    found = metrics.measure("images", Method, {"gain": torch.tensor(2.0)}, rows, Loaded, table)
+    shared = {"gain": torch.tensor(2.0), "start.level": torch.zeros(1)}
+    samples = load_samples(table, "images")
+    found = metrics.measure("images", PerSample(field, ()), shared, rows, samples, table)
     np.testing.assert_allclose(found["psnr_fit"], [20.0, 20.0], atol=1e-4)
 
 
