@@ -86,10 +86,17 @@ class Objects:
             )
             return bytes(result.bytes())
 
-    def put(self, key: str, data: Buffer) -> None:
-        """Writes or replaces; readers see the old or the new object, never a part."""
+    def put(self, key: str, data: Buffer) -> str | None:
+        """Writes or replaces; readers see the old or the new object, never a part.
+
+        Returns:
+            The entity tag, where the storage gives one.
+        """
         with self._clear_errors("write", key):
-            obstore.put(self.client, self.prefix + key, data, use_multipart=len(data) > 2**30)
+            done = obstore.put(
+                self.client, self.prefix + key, data, use_multipart=len(data) > 2**30
+            )
+        return done.get("e_tag")
 
     def create(self, key: str, data: bytes) -> bool:
         """Put-if-absent: whether the object is now the one given here.
@@ -222,10 +229,11 @@ class LocalObjects(Objects):
             file.seek(max(0, file.seek(0, os.SEEK_END) - length))
             return file.read()
 
-    def put(self, key: str, data: Buffer) -> None:
+    def put(self, key: str, data: Buffer) -> str | None:
         with self._clear_errors("write", key), self._new_file(key) as partial:
             _write(partial, data)
             os.replace(partial, self._path(key))
+        return None
 
     def copy(self, source: str, target: str) -> None:
         """A hard link where the file system has them: objects are replaced, never changed."""

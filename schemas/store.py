@@ -1,4 +1,4 @@
-"""Layout of a store: its arrays, their rows, units and shards, status numbers, field specification."""
+"""Layout of a store: arrays, rows, units and shards, status numbers, field specification."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ArraySpec(Schema):
 
 
 class ColumnSpec(Schema):
-    """One small column along the rows, e.g. a metric. Lives in the commit record, then at the root."""
+    """One small column along the rows, e.g. a metric; in the commit record, then at the root."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     dtype: Literal["float32", "float64", "int32", "int64", "uint8", "string", "bool"]
@@ -70,7 +70,7 @@ BASE_COLUMNS = (
 
 
 class FieldSpec(Schema):
-    """Complete description of the fields of a store; with the arrays it suffices to evaluate them."""
+    """Complete description of a store's fields; with the arrays it suffices to evaluate them."""
 
     method: str
     config: dict[str, Any]

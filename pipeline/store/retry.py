@@ -1,0 +1,161 @@
+"""Opening published units again, and keeping the rows of the generation before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.storage import Objects
+from pipeline.store import keys, layout, shards
+from pipeline.store.progress import progress
+from pipeline.store.records import Commit, Reopened, generations, read_commit, read_reopened
+from pipeline.store.write import UnitResult, check_result
+from schemas.store import Plan
+
+
+def retry_rows(
+    objects: Objects,
+    plan: Plan,
+    rows: Iterable[int] | None = None,
+    *,
+    where: Callable[[pa.RecordBatch], np.ndarray] | None = None,
+    reason: str = "retry",
+) -> list[tuple[int, int]]:
+    """Opens the units of some rows for one more generation; all other rows keep their bytes.
+
+    Args:
+        objects: The store; its units must be published.
+        plan: Its newest plan.
+        rows: Row numbers.
+        where: Or a function that marks lines of a unit's columns, e.g. those that failed.
+        reason: Kept with the record.
+
+    Returns:
+        (unit, generation) to write; `progress` now names them, too.
+    """
+    if (rows is None) == (where is None):
+        raise ValueError("give either rows or where")
+    state = progress(objects, plan)
+    if not state.complete:
+        raise RuntimeError(
+            f"{objects.location.url} is not complete ({len(state.to_fit)} units to fit, "
+            f"{len(state.to_publish)} to publish): run the same command again first"
+        )
+    chosen: dict[int, list[int]] = {}
+    if rows is not None:
+        for row in rows:
+            unit = int(row) // plan.unit_rows
+            first, last = plan.unit_range(unit)
+            if not first <= row < last:
+                raise ValueError(f"row {row} is padding: unit {unit} holds rows {first}:{last}")
+            chosen.setdefault(unit, []).append(int(row))
+    else:
+        for unit, generation in state.published.items():
+            commit = read_commit(objects, unit, generation)
+            if commit is None:
+                raise RuntimeError(f"the record of unit {unit} is damaged; run 'repair' first")
+            marked = np.flatnonzero(where(commit.columns)) + commit.first_row
+            if len(marked):
+                chosen[unit] = marked.tolist()
+    return [
+        (unit, reopen(objects, plan, unit, chosen[unit], (), reason)) for unit in sorted(chosen)
+    ]
+
+
+def reopen(
+    objects: Objects,
+    plan: Plan,
+    unit: int,
+    rows: Iterable[int] | None,
+    damaged: tuple[str, ...],
+    reason: str,
+) -> int:
+    """Lets a unit be fitted again; returns the generation. Reopening twice joins the two wishes."""
+    top = max(generations(objects, keys.COMMITS, unit), default=-1)
+    generation = max(top + 1, max(generations(objects, keys.REOPENED, unit), default=0))
+    wish = Reopened(
+        unit, generation, None if rows is None else tuple(sorted(set(rows))), damaged, reason
+    )
+    key = keys.record_key(keys.REOPENED, unit, generation)
+    if not objects.create(key, wish.encode()):
+        standing = read_reopened(objects, unit, generation)
+        if standing is not None:
+            both = None
+            if standing.rows is not None and wish.rows is not None:
+                both = tuple(sorted({*standing.rows, *wish.rows}))
+            arrays = tuple(sorted({*standing.damaged, *wish.damaged}))
+            wish = Reopened(unit, generation, both, arrays, f"{standing.reason}; {reason}")
+        objects.put(key, wish.encode())
+    return generation
+
+
+def rows_to_fit(objects: Objects, plan: Plan, unit: int, generation: int) -> list[int] | None:
+    """Rows (numbers in the store) that this generation of a unit fits; None = all of them."""
+    reopened = read_reopened(objects, unit, generation) if generation else None
+    if reopened is None or reopened.rows is None:
+        return None
+    first, last = plan.unit_range(unit)
+    return None if len(reopened.rows) == last - first else list(reopened.rows)
+
+
+def merge_unit(
+    objects: Objects, plan: Plan, unit: int, generation: int, rows: list[int], part: UnitResult
+) -> UnitResult:
+    """A whole unit of newly fitted rows and, byte for byte, all others as they were.
+
+    Args:
+        objects: The store.
+        plan: Its newest plan.
+        unit: The unit.
+        generation: The one to be written.
+        rows: Store rows that `part` holds, in its order.
+        part: Result of these rows only.
+
+    Raises:
+        RuntimeError: A row that should be kept cannot be read.
+    """
+    first, last = plan.unit_range(unit)
+    before = previous_commit(objects, unit, generation)
+    if before is None:
+        raise RuntimeError(f"unit {unit} has no readable generation before {generation}")
+    inside = np.array(rows, int) - first
+    kept = np.setdiff1d(np.arange(last - first), inside)
+    arrays = {}
+    for spec in layout.row_arrays(plan):
+        data = _get(objects, layout.shard_key(spec, unit))
+        values, readable = shards.decode_shard(spec, plan.unit_rows, data)
+        lost = kept[~readable[kept]]
+        if len(lost):
+            raise RuntimeError(
+                f"rows {(lost[:10] + first).tolist()} of '{spec.name}' are damaged and were not "
+                "fitted again; run 'repair'"
+            )
+        values = values[: last - first]
+        values[inside] = part.arrays[spec.name]
+        arrays[spec.name] = values
+    order = np.arange(last - first)
+    order[inside] = np.arange(len(inside)) + (last - first)
+    both = pa.Table.from_batches([before.columns, part.columns]).take(pa.array(order))
+    (columns,) = both.combine_chunks().to_batches()
+    result = UnitResult(arrays, columns, part.traceback)
+    check_result(plan, unit, result)
+    return result
+
+
+def previous_commit(objects: Objects, unit: int, generation: int) -> Commit | None:
+    """The highest readable commit below a generation."""
+    known = generations(objects, keys.COMMITS, unit)
+    for earlier in sorted((g for g in known if g < generation), reverse=True):
+        commit = read_commit(objects, unit, earlier)
+        if commit is not None:
+            return commit
+    return None
+
+
+def _get(objects: Objects, key: str) -> bytes:
+    try:
+        return objects.get(key)
+    except FileNotFoundError:
+        return b""
