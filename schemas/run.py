@@ -76,6 +76,8 @@ class CommonIngest(Schema):
     """A larger object is rejected (TOO_LARGE)."""
     timeout_s: float = Field(120.0, gt=0)
     """A sample whose decoding takes longer is rejected (PARSER_TIMEOUT)."""
+    memory_bytes: int = Field(8 * 2**30, ge=256 * 2**20)
+    """A sample whose decoding needs more memory is rejected (PARSER_MEMORY)."""
 
 
 class ImageIngest(CommonIngest):
@@ -141,6 +143,11 @@ class MethodChoice(Schema):
     preset: Literal["default", "paper"] = "default"
     shared_from: Location | None = None
     """A finished store whose shared parameters (decoder) are used instead of training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     def settings(self) -> dict[str, Any]:
         """The keys that belong to the method's own config class."""
@@ -258,10 +265,7 @@ class Run(Schema):
         Endpoints, profiles, resources, retry limits and the choice of evaluated rows are in none.
         """
         full = self.model_dump(mode="json")
-        dataset = {k: v for k, v in full["dataset"].items() if k not in NOT_IDENTITY}
-        if dataset["label"]["table"]:
-            dataset["label"]["table"] = dataset["label"]["table"]["url"]
-        keys: dict[str, Any] = {"dataset": dataset, "ingest": full["ingest"]}
+        keys = ingest_keys(self.dataset, self.ingest)
         if stage == "ingest":
             return keys
         method = dict(full["method"])
@@ -278,3 +282,11 @@ class Run(Schema):
 
 
 NOT_IDENTITY = ("endpoint", "region", "profile", "anonymous")
+
+
+def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
+    """The keys that determine a prepared dataset."""
+    kept = {k: v for k, v in dataset.model_dump(mode="json").items() if k not in NOT_IDENTITY}
+    if kept["label"]["table"]:
+        kept["label"]["table"] = kept["label"]["table"]["url"]
+    return {"dataset": kept, "ingest": ingest.model_dump(mode="json")}

@@ -1,0 +1,275 @@
+"""Decodes samples in a child process that is reused, and replaced when a sample hangs or kills it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline.ingest.frames import HEAD, pack, unpack
+from pipeline.ingest.members import Member
+from schemas.run import CommonIngest
+from schemas.samples import Code
+
+START_S = 120.0
+"""A child that has not started after this long is given up."""
+AHEAD = 16
+"""Samples sent to the child before the first is answered."""
+AHEAD_BYTES = 32 * 2**20
+PIPE = 2**20
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.ingest.guard_child import main; main()"
+
+
+@dataclass
+class Decoded:
+    """What became of one sample in the child."""
+
+    columns: dict[str, Any] | None
+    """None if it was rejected."""
+    code: str = ""
+    message: str = ""
+
+
+@dataclass
+class _Waiting:
+    member: Member
+    frame: list[bytes]
+    answer: Decoded | None = None
+
+
+class Guard:
+    """A decoding child for one kind and configuration.
+
+    Samples are sent ahead, so the child need not wait; it answers in order, so the first one that
+    is unanswered is the culprit when the child dies or is late. A sample that ends a child which
+    had served others before is tried once more in a fresh one: it is judged by itself alone.
+    """
+
+    def __init__(self, kind: str, ingest: CommonIngest):
+        self.kind, self.ingest = kind, ingest
+        self.child: subprocess.Popen | None = None
+        self.decodes = 0
+
+    def run(self, members: Iterator[Member], seed_key: Any) -> Iterator[tuple[Member, Decoded]]:
+        """Decodes members in order; `seed_key(member)` is what seeds its random choices."""
+        waiting: deque[_Waiting] = deque()
+        more = True
+        try:
+            while more or waiting:
+                held = sum(w.member.size for w in waiting)
+                while more and len(waiting) < AHEAD and (held < AHEAD_BYTES or not waiting):
+                    member = next(members, None)
+                    if member is None:
+                        more = False
+                        break
+                    held += member.size
+                    item = self._prepare(member, seed_key)
+                    waiting.append(item)
+                    if item.answer is None:
+                        self._send(item)
+                    if waiting[0].answer is not None or self._answer_is_there():
+                        break
+                if not waiting:
+                    continue
+                if waiting[0].answer is None:
+                    self._await(waiting)
+                if waiting[0].answer is not None:
+                    item = waiting.popleft()
+                    yield item.member, item.answer
+        except BaseException:
+            self.close()  # answers to samples nobody waits for must not meet the next unit
+            raise
+
+    def _prepare(self, member: Member, seed_key: Any) -> _Waiting:
+        if member.ignored is not None:
+            return _Waiting(member, [], Decoded(None))
+        if member.problem is not None:
+            code, message = member.problem
+            return _Waiting(member, [], Decoded(None, code.value, message))
+        if not any(member.files.values()):
+            return _Waiting(member, [], Decoded(None, Code.EMPTY.value, "the file has no bytes"))
+        header = {"main": member.main, "array": member.array, "seed_key": seed_key(member)}
+        self.decodes += 1
+        return _Waiting(member, pack(header, member.files))
+
+    def _await(self, waiting: deque[_Waiting]) -> None:
+        """Gets the answer of the first, or finds out why there is none."""
+        first = waiting[0]
+        deadline = time.monotonic() + self.ingest.timeout_s
+        try:
+            header, buffers = unpack(lambda size: self._read(size, deadline))
+        except TimeoutError:
+            seconds = self.ingest.timeout_s
+            first.answer = Decoded(
+                None, Code.PARSER_TIMEOUT.value, f"decoding took longer than {seconds:g} s"
+            )
+            self.close()
+        except EOFError:
+            code, message = self._autopsy()
+            if self.served == 0:
+                first.answer = Decoded(None, code, message)
+        else:
+            self.served += 1
+            columns = header.get("columns")
+            if columns is not None:
+                first.answer = Decoded(columns | buffers)
+            elif header["code"] == Code.PARSER_MEMORY.value and self.served > 1:
+                self.close()
+            else:
+                first.answer = Decoded(None, header["code"], header["message"])
+        if self.child is None:  # the others were lost with the child
+            for item in waiting:
+                if item.answer is None:
+                    self._send(item)
+
+    def _send(self, item: _Waiting) -> None:
+        if self.child is None:
+            self._start()
+        self.outgoing.extend(memoryview(piece) for piece in item.frame if piece)
+        with contextlib.suppress(EOFError):  # whoever waits for the answer finds out why
+            self._pump(0)
+
+    def _start(self) -> None:
+        root = str(Path(pipeline.__file__).resolve().parent.parent)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.child = subprocess.Popen(
+            [sys.executable, "-P", "-c", BOOT, root],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            bufsize=0,
+        )
+        for stream in (self.child.stdin, self.child.stdout):
+            os.set_blocking(stream.fileno(), False)
+            _widen(stream.fileno())
+        self.outgoing: deque[memoryview] = deque()
+        self.incoming = bytearray()
+        self.served = 0
+        settings = {"kind": self.kind, "ingest": self.ingest.model_dump(mode="json")}
+        self.outgoing.extend(map(memoryview, pack(settings, {})))
+        try:
+            unpack(lambda size: self._read(size, time.monotonic() + START_S))
+        except (EOFError, TimeoutError):
+            _, message = self._autopsy()
+            raise RuntimeError(f"the decoding process does not start: {message}") from None
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        while len(self.incoming) < size:
+            late = time.monotonic() >= deadline
+            if not self._pump(0 if late else deadline - time.monotonic()) and late:
+                raise TimeoutError
+        data = bytes(self.incoming[:size])
+        del self.incoming[:size]
+        return data
+
+    def _answer_is_there(self) -> bool:
+        if self.child is None:
+            return False
+        with contextlib.suppress(EOFError):
+            self._pump(0)
+        return len(self.incoming) >= HEAD.size
+
+    def _pump(self, timeout: float) -> bool:
+        """Moves bytes both ways, waiting up to `timeout`; EOFError when the child has ended."""
+        child = self.child
+        poll = select.poll()
+        poll.register(child.stdout.fileno(), select.POLLIN)
+        if self.outgoing:
+            poll.register(child.stdin.fileno(), select.POLLOUT)
+        moved = False
+        for fd, event in poll.poll(timeout * 1000):
+            if fd == child.stdout.fileno():
+                data = os.read(fd, PIPE) if event & select.POLLIN else b""
+                if not data:
+                    raise EOFError
+                self.incoming += data
+                moved = True
+            else:
+                moved |= self._write_some(fd)
+        return moved
+
+    def _write_some(self, fd: int) -> bool:
+        try:
+            while self.outgoing:
+                count = os.write(fd, self.outgoing[0])
+                if count == len(self.outgoing[0]):
+                    self.outgoing.popleft()
+                else:
+                    self.outgoing[0] = self.outgoing[0][count:]
+        except BlockingIOError:
+            return True
+        except BrokenPipeError:
+            self.outgoing.clear()
+            return False
+        return True
+
+    def _autopsy(self) -> tuple[str, str]:
+        """Why the child ended."""
+        child = self.child
+        try:
+            status = child.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            status = child.wait()
+        self.errors.seek(max(0, self.errors.seek(0, os.SEEK_END) - 2000))
+        said = self.errors.read().decode("utf-8", "replace").strip().splitlines()
+        last = said[-1][:300] if said else ""
+        self.close()
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+        words = f"the decoder ended with {how}" + (f": {last}" if last else "")
+        memory = status == -signal.SIGKILL or "bad_alloc" in last or "MemoryError" in last
+        return (Code.PARSER_MEMORY if memory else Code.PARSER_CRASH).value, words
+
+    def close(self) -> None:
+        """Ends the child; the next sample starts another."""
+        if self.child is not None:
+            child, self.child = self.child, None
+            child.kill()
+            child.wait()
+            child.stdin.close()
+            child.stdout.close()
+            self.errors.close()
+
+
+_guards: dict[tuple[str, str], Guard] = {}
+
+
+def guard(kind: str, ingest: CommonIngest) -> Guard:
+    """The guard of this process for a configuration: starting a child costs half a second."""
+    key = (kind, ingest.model_dump_json())
+    if key not in _guards:
+        close_guards()
+        _guards[key] = Guard(kind, ingest)
+    return _guards[key]
+
+
+def close_guards() -> None:
+    """Ends the decoding children of this process."""
+    for old in _guards.values():
+        old.close()
+    _guards.clear()
+
+
+atexit.register(close_guards)
+
+
+def _widen(fd: int) -> None:
+    """A larger pipe buffer, where the system has the call."""
+    import fcntl
+
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE)
+    except (AttributeError, OSError):
+        return

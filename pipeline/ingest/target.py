@@ -1,0 +1,108 @@
+"""What a dataset's URL points at: a folder or prefix, one container, a table of URIs, or one file."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.ingest.kinds import container_type, sample_suffixes, suffix
+from pipeline.ingest.sources import Found, Source, open_source, open_uri
+from pipeline.storage import local_folder
+from schemas.base import Location
+from schemas.run import Dataset
+
+TABLES = (".csv", ".parquet")
+
+
+@dataclass
+class Target:
+    """A dataset's URL, opened."""
+
+    what: str
+    """`prefix`, `container`, `table` or `file`."""
+    location: Location
+    """The folder or prefix that keys are relative to."""
+    source: Source
+    key: str = ""
+    """Of the one object; '' for a prefix."""
+    others: dict[Location, Source] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def list(self, page: int) -> Iterator[list[Found]]:
+        """All objects, or the one."""
+        if self.what == "prefix":
+            yield from self.source.list(page)
+        else:
+            found = self.source.stat(self.key)
+            yield [] if found is None else [found]
+
+    def resolve(self, key: str, uri: bool) -> tuple[Source, str]:
+        """Source and key of a frozen entry's object."""
+        if not uri:
+            return self.source, key
+        location, name = open_uri(self.location, key)
+        if location == self.location:
+            return self.source, name
+        with self.lock:
+            if location not in self.others:
+                self.others[location] = open_source(location)
+            return self.others[location], name
+
+
+def find_target(dataset: Dataset) -> Target:
+    """Opens the dataset's URL and finds out what it points at.
+
+    Raises:
+        FileNotFoundError: there is nothing at the URL (a bucket prefix may be empty, though).
+    """
+    base = Location(**{name: getattr(dataset, name) for name in Location.model_fields})
+    url = dataset.url
+    folder, _, name = url.rstrip("/").rpartition("/")
+    if dataset.scheme == "file":
+        path = local_folder(base)
+        if not path.is_file():
+            return Target("prefix", base, open_source(base))
+        folder, name = str(path.parent), path.name
+    if "?" in name and dataset.scheme in ("http", "https"):
+        raise ValueError(f"{folder}/{name.split('?')[0]}: a URL with a query cannot be a dataset")
+    known = suffix(name) in (*TABLES, *sample_suffixes(dataset.kind))
+    if not (known or container_type(name, dataset.kind)) or url.endswith("/"):
+        if dataset.scheme in ("http", "https"):
+            open_source(base).list(1)
+        return Target("prefix", base, open_source(base))
+    parent = Location(**{**base.location_fields(), "url": folder})
+    source = open_source(parent)
+    if dataset.scheme != "file" and source.stat(name) is None:
+        if dataset.scheme in ("http", "https"):
+            raise FileNotFoundError(f"dataset {url}: the server has no such file")
+        return Target("prefix", base, open_source(base))
+    if suffix(name) == ".csv" or (suffix(name) == ".parquet" and _is_table(source, name, dataset)):
+        return Target("table", parent, source, name)
+    if container_type(name, dataset.kind):
+        return Target("container", parent, source, name)
+    return Target("file", parent, source, name)
+
+
+def _is_table(source: Source, key: str, dataset: Dataset) -> bool:
+    """Whether a Parquet file lists URIs instead of holding images."""
+    if dataset.kind != "images":
+        return True
+    with source.open(key) as file:
+        columns = pq.ParquetFile(file).schema_arrow
+    image = dataset.columns.get("image", "image")
+    if image in columns.names and not pa.types.is_string(columns.field(image).type):
+        return False
+    return dataset.columns.get("uri", "uri") in columns.names
+
+
+def open_parent(location: Location) -> tuple[Source, str]:
+    """The folder of a file and the file's name in it."""
+    if location.scheme == "file":
+        path = local_folder(location)
+        return open_source(Location(url=str(path.parent))), path.name
+    folder, _, name = location.url.rpartition("/")
+    return open_source(Location(**{**location.location_fields(), "url": folder})), name
