@@ -121,6 +121,9 @@ def _stage(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--update", action="store_true", help="list the dataset again and append what is new"
     )
+    verb.add_argument(
+        "--replace", action="store_true", help="discard rows that a run with other keys left there"
+    )
 
 
 def _store(verb: argparse.ArgumentParser, *, run_file: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Maps units over long-lived workers: actors of a Ray cluster, or this process when Ray is not wanted."""
+"""Maps units over long-lived workers: actors of a Ray cluster, or this process without Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Stopped(Exception):
 
 
 class Worker(Protocol):
-    """What computes units; made once in its process from small arguments, safe to lose at any time."""
+    """What computes units; made once in its process from small arguments, lost at any time."""
 
     def check(self) -> None:
         """Raises when this process cannot work: it does not see the store, or a package lacks."""
@@ -504,7 +504,7 @@ def in_package_folder() -> Iterator[None]:
 
 
 def worker_count(resources: Resources, tasks: int, *, gpus: float) -> int:
-    """Workers to start: as asked for, or as many as the cluster has room for; none without a task."""
+    """Workers to start: as asked for, or as many as there is room for; no more than tasks."""
     if isinstance(resources.workers, int):
         count = resources.workers
     else:

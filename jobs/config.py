@@ -1,4 +1,4 @@
-"""Reads a run file and its overrides; all errors at once, each with file, line, key and the way out."""
+"""Reads a run file and its overrides; all errors at once, each with its line and the way out."""
 
 from __future__ import annotations
 
@@ -227,22 +227,40 @@ def _model_errors(tree: Tree, model: type[Schema], value: Any, at: Path_) -> lis
     try:
         model.model_validate(value)
     except ValidationError as error:
-        return [_sentence(tree, at, item) for item in error.errors()]
+        return _sentences(tree, at, error)
     return []
 
 
-def _sentence(tree: Tree, at: Path_, item: Any) -> str:
+def _sentences(tree: Tree, at: Path_, error: ValidationError) -> list[str]:
+    """One line a key; where a key may be of several types, what each of them wanted."""
+    lines: dict[Path_, str] = {}
+    for item in error.errors():
+        path = (*at, *(str(part) for part in item["loc"] if not _is_variant(part)))
+        if path not in lines:
+            lines[path] = _sentence(tree, path, item)
+        elif (other := _message(item)) not in lines[path]:
+            lines[path] = lines[path].replace(" (it is ", f", or {other} (it is ", 1)
+    return list(lines.values())
+
+
+def _sentence(tree: Tree, path: Path_, item: Any) -> str:
     """One pydantic error as `place: key: sentence`."""
-    loc = tuple(str(part) for part in item["loc"] if not _is_variant(part))
-    path = (*at, *loc)
     dotted = ".".join(path) or "run"
     if item["type"] == "missing":
         return f"{tree.place(path)}: {dotted}: this key is required"
-    message = item["msg"].removeprefix("Value error, ")
-    shown = repr(item["input"])
+    message, shown = _message(item), repr(item["input"])
     if item["type"] != "value_error" and len(shown) < 80:
         message += f" (it is {shown})"
-    return f"{tree.place(path)}: {dotted}: {message[0].lower()}{message[1:]}"
+    return f"{tree.place(path)}: {dotted}: {message}"
+
+
+def _message(item: Any) -> str:
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return "must be a mapping of keys to values"
+    if item["type"] == "string_pattern_mismatch" and item["loc"] == ("name",):
+        return "must be letters, digits, '.', '_' and '-' only"
+    text = item["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    return text[0].lower() + text[1:]
 
 
 def _is_variant(part: Any) -> bool:
@@ -299,7 +317,7 @@ def nearest(word: str, here: list[str], at: Path_ = ()) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     everywhere = {dotted.rpartition(".")[2]: dotted for dotted in reversed(list(all_keys()))}
-    close = difflib.get_close_matches(word, everywhere, 1, 0.8)
+    close = [] if at else difflib.get_close_matches(word, everywhere, 1, 0.8)
     if close:
         return f"; did you mean '{everywhere[close[0]]}'?"
     return f"; keys of {'.'.join(at) or 'a run file'}: {', '.join(here)}"
@@ -349,7 +367,7 @@ def _method_problems(tree: Tree, method: Any, kind: Any) -> list[str]:
         try:
             methods.configure(name, preset, own)
         except ValidationError as error:
-            problems += [_sentence(tree, ("method",), item) for item in error.errors()]
+            problems += _sentences(tree, ("method",), error)
         except ValueError as error:
             problems.append(f"{at}: method: {error}")
     return problems

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import cluster, text
 from jobs.cluster import Done, LocalPool, Quarantined, RayPool, Stop, Task
-from jobs.workers import FitWorker, IngestWorker, write_nonce
-from pipeline.storage import Objects, open_objects
+from jobs.workers import EvaluateWorker, FitWorker, IngestWorker, nonce_key, write_nonce
+from pipeline.storage import Objects, local_folder, open_objects
+from schemas.base import Location
 from schemas.run import Run
 from schemas.samples import PreparedMeta
 from schemas.store import PRIVATE
 
 SLOW_S = 3600.0
 """A CPU run that takes longer is told which keys shorten it."""
+
+
+NOTE_S = 10.0
+"""Seconds between notes of the pace, which `status` reads."""
 
 
 class Incomplete(RuntimeError):
@@ -33,6 +37,8 @@ class Driver:
     stop: Stop
     update: bool = False
     """List the dataset again and append what is new."""
+    replace: bool = False
+    """Discard the rows of another run that lie in the store."""
     connected: bool = False
     quarantined: list[Quarantined] = field(default_factory=list)
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -78,6 +84,41 @@ class Driver:
         self.connect()
         return cluster.worker_count(self.run.resources, 2**31, gpus=self.run.resources.gpus)
 
+    def refuse_other_run(self) -> None:
+        """Raises before anything starts when the store holds rows of other keys."""
+        from pipeline import store as stores
+
+        if not exists(self.run.store):
+            return
+        plan = stores.load_plan(open_objects(self.run.store))
+        if plan is None or plan.fit_identity == self.run.stage_identity("fit"):
+            return
+        if not self.replace:
+            keys = self.run.stage_keys("fit")
+            stores.require_same_keys(plan, self.run.stage_identity("fit"), keys, self.run.store.url)
+
+    def discard_other_run(self) -> None:
+        """Deletes the rows of another run, its plan last: cut short, the next try goes on."""
+        from pipeline import store as stores
+
+        objects = open_objects(self.run.store)
+        plan = stores.load_plan(objects)
+        if not self.replace or plan is None:
+            return
+        if plan.fit_identity == self.run.stage_identity("fit"):
+            return
+        kept = (f"{PRIVATE}/train/", f"{PRIVATE}/plans/")
+        doomed = []
+        for entry in objects.list():
+            if not entry.key.startswith(kept):
+                doomed.append(entry.key)
+            if len(doomed) >= 1000:
+                objects.delete(doomed)
+                doomed = []
+        objects.delete(doomed)
+        objects.delete([entry.key for entry in objects.list(f"{PRIVATE}/plans")])
+        text.say(f"{self.run.store.url}: the rows of another run were discarded")
+
     # --- stages -------------------------------------------------------------------------------
 
     def ingest(self) -> PreparedMeta:
@@ -112,9 +153,9 @@ class Driver:
     def fit(self) -> Any:
         """Prepared dataset -> rows of the store; returns the summary of the finished store."""
         from pipeline import stages
-
         from pipeline.store import load_plan
 
+        self.discard_other_run()
         planned = load_plan(open_objects(self.run.store)) is not None
         todo = stages.plan_fit(self.run, 1 if planned else self.workers())
         tasks = [Task(unit, g, "publish") for unit, g in todo.to_publish]
@@ -124,6 +165,17 @@ class Driver:
             self.map("fit", tasks, FitWorker, open_objects(self.run.store), gpus)
             self.refuse_missing("fit")
         return stages.finish(self.run)
+
+    def evaluate(self) -> Any:
+        """Metrics of reconstructed surfaces; returns the summary of the store with them."""
+        from pipeline import stages
+
+        tasks = [Task(chunk, action="evaluate") for chunk in stages.plan_evaluate(self.run)]
+        if tasks:
+            gpus = self.run.resources.gpus
+            self.map("evaluate", tasks, EvaluateWorker, open_objects(self.run.store), gpus)
+            self.refuse_missing("evaluate")
+        return stages.evaluate_finish(self.run)
 
     def refuse_missing(self, stage: str) -> None:
         """Ends the run when units of the stage were given up; the next stage needs them all."""
@@ -146,12 +198,17 @@ class Driver:
         args = (self.run.model_dump_json(), nonce)
         with self.pool(make, args, tasks, gpus=gpus) as pool:
             meter = text.Meter(stage, len(tasks), pool.size)
+            noted = 0.0
             for event in pool.map(tasks):
                 if isinstance(event, Done):
                     self.see(meter, event)
                 else:
                     meter.done += 1
                     self.quarantine(stage, event, objects)
+                if time.monotonic() - noted > NOTE_S:
+                    noted = time.monotonic()
+                    objects.put(text.PACE, json.dumps(meter.pace()).encode())
+        objects.delete(nonce_key(nonce))
         self.figures[stage] = meter.figures()
 
     def see(self, meter: text.Meter, event: Done) -> None:
@@ -172,11 +229,16 @@ class Driver:
         """Keeps the traceback of a unit that was given up."""
         self.quarantined.append(event)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        key = f"{PRIVATE}/attempts/{stage}-{event.task.unit}-{event.task.generation}-{stamp}.txt"
+        key = f"{PRIVATE}/tracebacks/{stage}-{event.task.unit}-{event.task.generation}-{stamp}.txt"
         objects.put(key, text.redact(event.traceback).encode())
         last = event.traceback.strip().splitlines()[-1]
         place = objects.location.url.rstrip("/")
         text.warn(f"{stage}: unit {event.task.unit} given up: {last} (traceback: {place}/{key})")
+
+
+def exists(location: Location) -> bool:
+    """Whether a local folder is there: opening one for looking must not make it."""
+    return location.scheme != "file" or local_folder(location).is_dir()
 
 
 def shorten(run: Run, stage: str) -> str:

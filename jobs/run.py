@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,7 +57,7 @@ def run_of(arguments: argparse.Namespace) -> Run:
 def _stages(arguments: argparse.Namespace, names: tuple[str, ...]) -> int:
     run = run_of(arguments)
     with stopping() as stop:
-        driver = Driver(run, stop, update=getattr(arguments, "update", False))
+        driver = Driver(run, stop, update=arguments.update, replace=arguments.replace)
         try:
             summary = execute(driver, names)
         finally:
@@ -74,6 +72,8 @@ def _stages(arguments: argparse.Namespace, names: tuple[str, ...]) -> int:
 def execute(driver: Driver, names: tuple[str, ...]) -> Any:
     """Runs the stages in order; returns the summary of the store if they got so far."""
     summary = None
+    if names != ("ingest",):
+        driver.refuse_other_run()
     if "ingest" in names:
         meta = driver.ingest()
         text.say(

@@ -90,6 +90,10 @@ def counts(values: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in values.items() if count) or "none"
 
 
+PACE = "_fieldmill/progress.json"
+"""Where a driver notes its pace, for `status`."""
+
+
 class Meter:
     """Progress of one stage: how much is done, how long the rest takes."""
 
@@ -122,6 +126,16 @@ class Meter:
             f"{self.stage} {self.done:{width}d}/{self.units}: unit {unit}, {detail}, "
             f"{duration(seconds)}{rest}"
         )
+
+    def pace(self) -> dict[str, Any]:
+        """What `status` wants to know; times are those of this clock."""
+        return {
+            "stage": self.stage,
+            "updated": time.time(),
+            "samples_s": self.samples / max(self.seconds, 1e-9),
+            "unit_s": self.busy / max(self.done, 1),
+            "workers": self.workers,
+        }
 
     def figures(self) -> dict[str, Any]:
         """What the summary shows of the stage."""

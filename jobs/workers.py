@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import asdict
 from typing import Any
 
 from jobs.cluster import Task
 from pipeline.storage import Objects, open_objects
 from schemas.base import Location
 from schemas.run import Run
+from schemas.store import PRIVATE
 
 
 def limit_threads(cores: int) -> None:
@@ -56,6 +58,24 @@ class FitWorker:
         return self.fitter.fit(task.unit, task.generation, attempt)
 
 
+class EvaluateWorker:
+    """Measures reconstructed surfaces, a chunk of rows at a time."""
+
+    def __init__(self, run: str, nonce: str, threads: bool = True):
+        self.run, self.nonce = Run.model_validate_json(run), nonce
+        if threads:
+            limit_threads(self.run.resources.cores)
+
+    def check(self) -> None:
+        from pipeline import stages
+
+        check_nonce(open_objects(self.run.store), self.nonce)
+        self.evaluator = stages.Evaluator(self.run, device_of(self.run))
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        return self.evaluator.measure(task.unit)
+
+
 class VerifyWorker:
     """Reads every byte of published units and compares it with the records."""
 
@@ -72,7 +92,9 @@ class VerifyWorker:
     def work(self, task: Task, attempt: str) -> dict[str, Any]:
         from pipeline import store
 
-        return {"damaged": list(store.verify_unit(self.objects, task.unit))}
+        report = store.verify_unit(self.objects, task.unit)
+        damaged = [asdict(damage) for damage in report.damaged]
+        return {"damaged": damaged, "bytes": report.bytes, "objects": report.objects}
 
 
 def device_of(run: Run) -> str:
@@ -81,7 +103,7 @@ def device_of(run: Run) -> str:
 
 
 def nonce_key(nonce: str) -> str:
-    return f"_fieldmill/nonces/{nonce}"
+    return f"{PRIVATE}/probes/nonce-{nonce}"
 
 
 def write_nonce(objects: Objects) -> str:

@@ -1,4 +1,4 @@
-"""One Ray cluster of several nodes on this machine, with token authentication, for all tests here."""
+"""One Ray cluster of several nodes on this machine, with token authentication, for the tests."""
 
 from __future__ import annotations
 

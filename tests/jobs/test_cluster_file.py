@@ -124,7 +124,9 @@ def test_image_and_packages_are_those_of_the_project(config):
     assert image == f"rayproject/ray:{pinned}-py311-gpu"
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     installed = {
-        str(Requirement(text)) for line in config["setup_commands"] for text in line.split('"')[1::2]
+        str(Requirement(text))
+        for line in config["setup_commands"]
+        for text in line.split('"')[1::2]
     }
     assert installed == {str(r) for r in map(Requirement, wanted) if r.name != "ray"}
 

@@ -1,0 +1,117 @@
+"""Training of shared parameters: one actor, or Ray Train workers with torch.distributed.
+
+Checkpoints lie in the store and are written by rank 0: whatever dies, the next attempt goes on
+from the last one. With `train.workers: 1` the worker is an actor like those that fit, which starts
+faster than Ray Train and is replaced when it dies.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from jobs import cluster
+from jobs.cluster import Done, Task
+from jobs.workers import check_nonce, device_of, limit_threads, write_nonce
+from pipeline.storage import open_objects
+from schemas.run import Run
+
+if TYPE_CHECKING:
+    from jobs.driver import Driver
+
+
+class TrainWorker:
+    """Trains alone."""
+
+    def __init__(self, run: str, nonce: str, threads: bool = True):
+        self.run, self.nonce = Run.model_validate_json(run), nonce
+        if threads:
+            limit_threads(self.run.resources.cores)
+
+    def check(self) -> None:
+        check_nonce(open_objects(self.run.store), self.nonce)
+
+    def work(self, task: Task, attempt: str) -> dict[str, Any]:
+        return train_one(self.run, 0, 1, device_of(self.run))
+
+
+def train_one(run: Run, rank: int, world: int, device: str) -> dict[str, Any]:
+    """One rank's training; the record that it returns is small."""
+    import torch
+
+    from pipeline import stages
+
+    if device == "cpu":
+        torch.set_num_threads(run.resources.cores)
+    record = stages.train_shared(run, rank, world, device)
+    return {k: v for k, v in record.items() if isinstance(v, int | float | str)}
+
+
+def train(driver: Driver) -> dict[str, Any]:
+    """Trains the shared parameters of the driver's run; returns samples, seconds, peak memory."""
+    run = driver.run
+    if run.train.workers > 1:
+        if driver.local:
+            raise ValueError(
+                f"train.workers = {run.train.workers} needs Ray, resources.workers = 0 or "
+                "memory:// excludes it; set train.workers=1 or use a cluster"
+            )
+        driver.connect()
+        return train_together(run)
+    objects = open_objects(run.store)
+    args = (run.model_dump_json(), write_nonce(objects))
+    task = Task(0, action="train")
+    with driver.pool(TrainWorker, args, [task], gpus=min(run.resources.gpus, 1.0)) as pool:
+        for event in pool.map([task]):
+            if isinstance(event, Done):
+                return event.record
+            driver.quarantine("train", event, objects)
+    driver.refuse_missing("train")
+    raise AssertionError("one task gives one event")
+
+
+def train_together(run: Run) -> dict[str, Any]:
+    """Trains with several Ray Train workers; a group that loses one starts again together."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = bool(run.resources.gpus)
+    each: dict[str, float] = {"CPU": run.resources.cores}
+    if gpu:
+        each["GPU"] = 1
+    nonce = write_nonce(open_objects(run.store))
+    with tempfile.TemporaryDirectory(prefix="fieldmill-train-") as folder:
+        trainer = TorchTrainer(
+            _loop,
+            train_loop_config={"run": run.model_dump_json(), "nonce": nonce},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=run.train.workers, use_gpu=gpu, resources_per_worker=each
+            ),
+            run_config=ray.train.RunConfig(
+                name=run.name,
+                storage_path=folder,  # only Ray's notes: our checkpoints are in the store
+                failure_config=ray.train.FailureConfig(max_failures=run.resources.retries),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise cluster.WorldError(f"training failed: {cluster.one_line(error)}") from error
+    return dict(result.metrics or {})
+
+
+def _loop(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray.train
+    import ray.train.torch
+
+    run = Run.model_validate_json(config["run"])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(run.resources.cores)
+    check_nonce(open_objects(run.store), config["nonce"])
+    context = ray.train.get_context()
+    device = str(ray.train.torch.get_device())
+    record = train_one(run, context.get_world_rank(), context.get_world_size(), device)
+    ray.train.report(record)
