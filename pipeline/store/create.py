@@ -29,22 +29,28 @@ def create_store(objects: Objects, plan: Plan, shared: dict[str, np.ndarray]) ->
     Raises:
         ValueError: Another run lies there, or the plan or an array does not fit.
     """
-    layout.check_plan(plan)
-    if not objects.create(keys.plan_key(0), plan.model_dump_json(indent=1).encode()):
-        standing = load_plan(objects)
-        if standing is None:
-            raise RuntimeError(f"{objects.location.url}: its plan was removed while it was joined")
+    standing = load_plan(objects)
+    if standing is not None:
         require_same_keys(standing, plan.fit_identity, plan.fit_keys, objects.location.url)
-        plan = standing
+        return standing
+    layout.check_plan(plan)
     nodes = layout.metadata(plan)
-    chunks = _shared_chunks(objects, plan, shared, nodes)
+    put_all(objects, {**_shared_chunks(objects, plan, shared, nodes), **_unfinished(nodes)})
+    if objects.create(keys.plan_key(0), plan.model_dump_json(indent=1).encode()):
+        return plan  # last: where there is a plan, the store is laid out
+    standing = load_plan(objects)
+    if standing is None:
+        raise RuntimeError(f"{objects.location.url}: its plan was removed while it was joined")
+    put_all(objects, _unfinished(layout.metadata(standing)))
+    require_same_keys(standing, plan.fit_identity, plan.fit_keys, objects.location.url)
+    return standing
+
+
+def _unfinished(nodes: dict[str, bytes]) -> dict[str, bytes]:
+    """Metadata before `finalize`: not consolidated."""
     root = json.loads(nodes["zarr.json"])
-    del root["consolidated_metadata"]  # `finalize` writes it: plain readers see finished stores
-    nodes["zarr.json"] = json.dumps(root, indent=1).encode()
-    present = {entry.key for entry in objects.list()}
-    missing = {k: v for k, v in {**nodes, **chunks}.items() if k not in present}
-    put_all(objects, missing)
-    return plan
+    del root["consolidated_metadata"]
+    return {**nodes, "zarr.json": json.dumps(root, indent=1).encode()}
 
 
 def load_plan(objects: Objects) -> Plan | None:
@@ -152,8 +158,8 @@ def _shared_chunks(
         changed = sorted(k for k in chunks if standing.get(k) != hashes[k])
         if changed:
             raise ValueError(
-                f"{objects.location.url}: the shared arrays {changed} differ from those that this "
-                "store was created with; write to another store"
+                f"{objects.location.url}: the shared arrays {changed} differ from those that the "
+                "store was begun with; write to another store, or remove what is there"
             )
     return chunks
 

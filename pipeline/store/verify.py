@@ -9,8 +9,7 @@ from pipeline.storage import Objects
 from pipeline.store import keys, layout, shards
 from pipeline.store.create import load_numbered_plan, shared_hashes
 from pipeline.store.finalize import finalize
-from pipeline.store.progress import progress
-from pipeline.store.records import latest_final, read_commit, sha256
+from pipeline.store.records import all_generations, latest_final, read_commit, sha256
 from pipeline.store.retry import reopen
 from schemas.store import Plan
 
@@ -185,26 +184,41 @@ def _hashes_to(objects: Objects, key: str, digest: str) -> bool:
 
 
 def _expected(objects: Objects) -> _Expected:
-    """From the final record, or of an unfinished store from the records of published units."""
-    newest, number = load_numbered_plan(objects)
-    if newest is None:
+    """From the final record; units fitted again since then, and unfinished stores, by commits."""
+    plan, number = load_numbered_plan(objects)
+    if plan is None:
         raise RuntimeError(f"{objects.location.url} holds no fieldmill store")
     final, _ = latest_final(objects)
-    state = progress(objects, newest)
-    if final is not None and all(state.published.get(u) == g for u, g in final.units.items()):
-        notes = []
+    commits = all_generations(objects, keys.COMMITS)
+    markers = all_generations(objects, keys.PUBLISHED)
+    published = {unit: max(found) for unit, found in markers.items()}
+    moving = [unit for unit, found in commits.items() if max(found) > published.get(unit, -1)]
+    notes = []
+    if moving:
+        notes.append(f"units {sorted(moving)[:10]} are being written and were left out")
+    if final is None:
+        notes.append("the store is not finished: only its published units were compared")
+        expected, changed = dict(shared_hashes(objects)), published
+    else:
         if number != final.plan:
-            notes.append("the store is growing: new units are not part of it yet")
-        indexes = {keys.index_key(final.number): final.objects[keys.INDEX]}
-        plan, _ = load_numbered_plan(objects, final.plan)
-        return _Expected(plan, final.units, {**final.objects, **indexes}, tuple(notes))
-    expected = dict(shared_hashes(objects))
-    note = "the store is not finished: only its published units were compared"
-    for unit, generation in state.published.items():
+            notes.append("the store is growing: its new units were left out")
+            plan, _ = load_numbered_plan(objects, final.plan)
+            published = {unit: g for unit, g in published.items() if unit in final.units}
+        expected = {**final.objects, keys.index_key(final.number): final.objects[keys.INDEX]}
+        changed = {u: g for u, g in published.items() if final.units[u] != g}
+        for unit in set(final.units) - set(published):
+            notes.append(f"unit {unit} has lost its published marker; run the same command again")
+    if final is not None and changed:
+        notes.append(f"units {sorted(changed)[:10]} were fitted again: run the command to its end")
+    for unit, generation in changed.items():
         commit = read_commit(objects, unit, generation)
         for each in commit.objects if commit else ():
             expected[each.key] = (each.size, each.sha256)
-    return _Expected(newest, state.published, expected, (note,))
+    for unit in moving:
+        for spec in layout.row_arrays(plan):
+            expected.pop(layout.shard_key(spec, unit), None)
+    units = {unit: g for unit, g in published.items() if unit not in moving}
+    return _Expected(plan, units, expected, tuple(notes))
 
 
 def _owners(plan: Plan):

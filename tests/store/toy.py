@@ -12,7 +12,6 @@ from pipeline.store import (
     UnitResult,
     create_store,
     finalize,
-    load_plan,
     merge_unit,
     progress,
     publish_unit,
@@ -151,12 +150,7 @@ def fit_unit(
 
 def drive(objects: Objects, plan: Plan, *, failed: tuple[int, ...] = (), shift: float = 0.0) -> str:
     """The driver's loop in one process: create or join, fit, publish, finalize."""
-    standing = load_plan(objects)
-    plan = (
-        create_store(objects, plan, SHARED)
-        if standing is None or standing.rows == plan.rows
-        else plan
-    )
+    plan = create_store(objects, plan, SHARED)
     state = progress(objects, plan)
     for unit, generation in state.to_publish:
         publish_unit(objects, plan, unit, generation)
