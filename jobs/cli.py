@@ -195,6 +195,9 @@ def _submit(verb: argparse.ArgumentParser) -> None:
         action="store_true",
         help="local paths mean the same on every node: allow them",
     )
+    verb.add_argument(
+        "--again", action="store_true", help="a new attempt though the last one succeeded"
+    )
     verb.add_argument("--python", default="python", help="interpreter on the cluster")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ class ConfigError(ValueError):
     """A run that cannot start; `problems` has one line for each error."""
 
     def __init__(self, problems: Sequence[str]):
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems = [re.sub(r"//[^/@\s]*@", "//***@", line) for line in problems]
+        super().__init__("\n".join(self.problems))
 
 
 @dataclass
@@ -168,8 +169,8 @@ def apply_override(tree: Tree, text: str) -> None:
         below = at.get(part)
         if below is None:
             below = {}
-        elif isinstance(below, str):
-            below = {"name" if path[:1] == ("method",) else "url": below}
+        elif isinstance(below, str) and (short := _short_key(path[: depth + 1])):
+            below = {short: below}
         elif not isinstance(below, dict):
             dotted = ".".join(path[: depth + 1])
             raise ConfigError([f"{source}: {dotted} is {below!r}, it has no keys below it"])
@@ -179,6 +180,17 @@ def apply_override(tree: Tree, text: str) -> None:
     for known in [p for p in tree.places if p[: len(path)] == path]:
         del tree.places[known]
     tree.places[path] = source
+
+
+def _short_key(path: Path_) -> str | None:
+    """The key that a plain string stands for at a path, e.g. `url` of a location."""
+    model: type[Schema] | None = Run
+    for part in path:
+        info = model.model_fields.get(part) if model else None
+        model = nested(info.annotation) if info else None
+    if model is MethodChoice:
+        return "name"
+    return "url" if model is not None and issubclass(model, Location) else None
 
 
 def _pilot(tree: Tree, limit: int, overrides: Sequence[str]) -> None:
@@ -384,8 +396,17 @@ def _combinations(tree: Tree, run: Run) -> list[str]:
                 f"{tree.place(path)}: {dotted}: '{location.url}' names a host '{parts.netloc}'; "
                 "a file URL has three slashes, or write a plain path"
             )
-        ours = location.scheme == "memory"
-        if ours and run.resources.workers not in ("auto", 0):
+        if "@" in (location.endpoint or ""):
+            problems.append(
+                f"{tree.place((*path, 'endpoint'))}: {dotted}.endpoint: keys must not stand in a "
+                "URL; set AWS_ACCESS_KEY_ID and so on"
+            )
+        if re.search(r"[?&](x-amz-|x-goog-)?signature=|[?&]sig=", location.url, re.I):
+            problems.append(
+                f"{tree.place(path).partition('=')[0]}: {dotted}: a signed URL is a credential, "
+                "which a store must not hold; use an s3 URL with keys from the environment"
+            )
+        if location.scheme == "memory" and run.resources.workers not in ("auto", 0):
             problems.append(
                 f"{tree.place(path)}: {dotted}: memory:// is seen by one process only; "
                 "set resources.workers=0, or use a file or s3 URL"

@@ -218,12 +218,13 @@ class Driver:
         seconds = record.get("seconds") or sum(
             record.get(name, 0.0) for name in ("read_s", "fit_s", "write_s")
         )
-        meter.add(sum(found.values()), seconds, record.get("bytes", 0), record.get("peak_bytes", 0))
+        if isinstance(seconds, dict):
+            seconds = seconds["total"]
+        written = record.get("bytes") or record.get("written_bytes") or 0
+        meter.add(sum(found.values()), seconds, written, record.get("peak_bytes", 0))
         text.say(meter.line(event.task.unit, text.counts(found), seconds))
-        if meter.done == 1 and meter.units > 1:
-            text.say(f"{meter.stage}: about {text.duration(meter.eta())} to go")
-            if meter.eta() > SLOW_S and not self.run.resources.gpus:
-                text.say(shorten(self.run, meter.stage))
+        if meter.done == 1 and meter.eta() > SLOW_S and not self.run.resources.gpus:
+            text.say(shorten(self.run, meter.stage))
 
     def quarantine(self, stage: str, event: Quarantined, objects: Objects) -> None:
         """Keeps the traceback of a unit that was given up."""

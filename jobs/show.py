@@ -140,17 +140,26 @@ def label_lines(labels: dict[str, int], most: int = 30) -> Iterator[str]:
 
 
 def listed(run: Run) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Samples, samples by label, ignored files by suffix: of a listing that is not kept."""
-    from pipeline.ingest import listing
+    """Samples, samples by label, ignored files by suffix: of a listing that is not kept.
+
+    A container counts as one sample here: its members are known once it is read.
+    """
+    from pipeline.ingest import listing, segments
+    from pipeline.ingest.labels import Labeler, Levels
 
     scratch = open_objects(Location(url=f"memory://plan-{os.getpid()}-{id(run)}/"))
     listing.write_listing(run.dataset, run.ingest, scratch)
-    segment = listing.read_segments(scratch)[0]
-    return (
-        segment.counts.get("usable", 0),
-        listing.label_counts(run.dataset, scratch),
-        segment.kinds,
-    )
+    (segment,) = segments.read_segments(scratch)
+    levels, names = Levels(), []
+    for unit in range(segment.units):
+        for entry in segments.read_entries(scratch, unit):
+            names.append((entry["sample_id"], entry["label"]))
+            if entry["label"] is None:
+                levels.see(entry["sample_id"])
+    labeler = Labeler(run.dataset.label, levels.shallowest())
+    found = Counter(labeler.label(name, given) for name, given in names)
+    found.pop(None, None)
+    return len(names), dict(found), segment.kinds
 
 
 def prepared_meta(run: Run) -> Any:
