@@ -214,7 +214,7 @@ class PreparedMeta(Schema):
     units: int
     """Ingest units that the fold has seen."""
     label_level: int | None
-    """Folder level of the default labels; None: one of the rules of `dataset.label`, or no labels."""
+    """Folder level of the default labels; None: a rule of `dataset.label`, or no labels."""
     rows: int
     """Accepted samples; their row numbers are 0 .. rows - 1."""
     segments: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Tar shards, streamed: WebDataset groups (one base name, several suffixes) and plain folder trees."""
+"""Tar shards, streamed: WebDataset groups (a base name, several suffixes) and folder trees."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def read_entry(
 
 
 def _add_siblings(member: Member, read: Callable, limit: int) -> None:
-    """Reads the files that a mesh names, inside the dataset only; those that are missing are left out."""
+    """Reads the files that a mesh names, inside the dataset only; missing ones are left out."""
     from pipeline.ingest.meshes import siblings
 
     fresh = dict(member.files)

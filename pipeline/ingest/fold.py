@@ -32,7 +32,7 @@ REASONS = 5
 
 
 def fold(dataset: Dataset, ingest: CommonIngest, prepared: Location) -> PreparedMeta:
-    """Marks duplicates, gives labels, splits and row numbers, writes the manifest, then `prepared.json`.
+    """Marks duplicates, gives labels, splits, row numbers; writes manifest, then `prepared.json`.
 
     Memory: one unit's record, one hash bucket of duplicates. Old rows keep their numbers when a
     listing was appended; folding again what is folded writes nothing.
@@ -258,7 +258,7 @@ def _ignored_line(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Parquet:
-    """MANIFEST lines written as Parquet objects of bounded length, or as one (without `objects`)."""
+    """MANIFEST lines as Parquet objects of bounded length, or (without `objects`) as one."""
 
     def __init__(self, objects: Objects | None, stem: str | None):
         self.objects, self.stem = objects, stem

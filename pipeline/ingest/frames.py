@@ -1,4 +1,4 @@
-"""Length-prefixed frames between the ingest process and its decoding child: JSON and raw buffers."""
+"""Frames between the ingest process and its decoding child: a length, JSON, raw buffers."""
 
 from __future__ import annotations
 

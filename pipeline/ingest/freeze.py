@@ -27,7 +27,7 @@ PROBES = 8
 
 
 class Freeze:
-    """Takes sorted buckets of listed objects; `close` uploads the rest and describes the listing."""
+    """Takes sorted buckets of listed objects; `close` uploads the rest, describes the listing."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Decodes samples in a child process that is reused, and replaced when a sample hangs or kills it."""
+"""Decodes samples in a child process, replaced when a sample makes it hang or die."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ AHEAD = 16
 """Samples sent to the child before the first is answered."""
 AHEAD_BYTES = 32 * 2**20
 PIPE = 2**20
-BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline.ingest.guard_child import main; main()"
+BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from pipeline.ingest.guard_child import main; main()"
+)
+"""The child takes the packages from where this one did, whatever the working folder holds."""
 
 
 @dataclass

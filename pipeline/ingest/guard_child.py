@@ -1,4 +1,4 @@
-"""The decoding child: reads samples from standard input, decodes each, answers on standard output."""
+"""The decoding child: samples come on standard input, what they became goes to standard output."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from schemas.samples import Code, RejectedSample
 
 Image.MAX_IMAGE_PIXELS = None  # the cap is `ingest.max_pixels`, checked before anything is decoded
 Image.init()
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 LUMA = (0.299, 0.587, 0.114)
 """Weights of gray (ITU-R BT.601)."""
 ORIENTATION = 0x0112
@@ -189,7 +189,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation: 1 upright, 3 upside down, 6 and 8 quarter turns, even mirrored."""
+    """Applies an EXIF orientation: 1 upright, 3 upside down, 6 and 8 quarter turns."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -237,7 +237,7 @@ def _integers(pixels: np.ndarray) -> np.ndarray:
     kind = pixels.dtype.kind
     if kind == "b":
         return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.dtype in (np.uint8, np.uint16):
+    if kind == "u" and pixels.itemsize <= 2:
         return pixels.astype(pixels.dtype.newbyteorder("="))
     if kind == "f":
         if not np.isfinite(pixels).all():

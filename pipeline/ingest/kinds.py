@@ -1,4 +1,4 @@
-"""What a listed file is, from its name alone: a sample, a container of samples, or of another kind."""
+"""What a listed file is, by its name: a sample, a container of samples, or of another kind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 from fnmatch import fnmatchcase
 
 IMAGE_SUFFIXES = frozenset(
-    [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"]
+    f".{name}"
+    for name in "png jpg jpeg jpe jfif webp tif tiff bmp gif ppm pgm pbm pnm".split()  # noqa: SIM905
 )
 IDX = re.compile(r"(idx[1-9](-ubyte)?|\.idx)(\.gz)?$")
 TAR = (".tar", ".tar.gz", ".tgz")

@@ -41,7 +41,7 @@ class Prepared:
         return pa.schema([*IDENTITY, *FORMS[self.meta.kind]])
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows [start, stop) in order: identity columns and those of the form (`columns`: only these).
+        """Rows [start, stop): identity columns and those of the form (`columns`: only these).
 
         Reads the sidecars of the shards concerned, and of each shard one byte range; without
         columns of the form, the sidecars only.

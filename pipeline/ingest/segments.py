@@ -21,7 +21,7 @@ UNITS = pa.schema(
 
 
 class Segment(Schema):
-    """`listing/<n>.json`: written last, makes a listing final. One for the first run, one an update."""
+    """`listing/<n>.json`: written last, makes a listing final. One for each `--update`."""
 
     segment: int
     date: str

@@ -65,7 +65,8 @@ class ShardWriter:
         self.rows += 1
         if self.held >= BATCH_BYTES:
             self._close_batch()
-        if self.rows - sum(p.rows for p in self.pieces) >= self.piece_rows or self.piece_held + self.held >= PIECE_BYTES:
+        full = self.piece_held + self.held >= PIECE_BYTES
+        if full or self.rows - sum(p.rows for p in self.pieces) >= self.piece_rows:
             self._close_piece()
         return self.rows - 1
 

@@ -1,4 +1,4 @@
-"""Where samples are read from: a folder, an object store, an HTTP server, seen through one small interface."""
+"""Where samples are read from: a folder, an object store, an HTTP server, all alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records too many for memory: spilled to hash buckets on disk, read back bucket by bucket in order."""
+"""Records too many for memory: spilled to hash buckets on disk, read back in hash order."""
 
 from __future__ import annotations
 

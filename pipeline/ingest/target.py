@@ -1,4 +1,4 @@
-"""What a dataset's URL points at: a folder or prefix, one container, a table of URIs, or one file."""
+"""What a dataset's URL points at: a folder or prefix, a container, a table of URIs, one file."""
 
 from __future__ import annotations
 
