@@ -136,7 +136,7 @@ def plan_evaluate(run: Run) -> list[int]:
 
 
 def has_surface(plan: Plan) -> bool:
-    """Whether the fields of a store bound a solid in space that can be compared with the samples."""
+    """Whether the fields of a store bound a solid in space."""
     solid = {"sdf", "occupancy"} & set(plan.field.output)
     return bool(solid) and len(plan.field.coords.get("axes", "xyz")) == 3
 

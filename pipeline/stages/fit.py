@@ -20,6 +20,9 @@ from pipeline.storage import open_objects
 from schemas.run import Run
 from schemas.store import USABLE, RowStatus, unit_columns
 
+RETRY_STRIDE = 1_000_003
+"""Added to the run's seed for every generation that retries failed rows."""
+
 
 class Fitter:
     """Fits units of one run, one after the other; lives as long as its actor.
@@ -67,14 +70,25 @@ class Fitter:
         self.prepared.rows(0, 1, columns=[])
 
     def fit(self, unit: int, generation: int, attempt: str | None = None) -> dict[str, Any]:
-        """Fits, stages, commits and publishes one unit; returns a small record."""
+        """Fits, stages, commits and publishes one unit; returns a small record.
+
+        A generation that was opened for some rows only (`retry`, `repair`) fits these and keeps
+        all others byte for byte.
+        """
         started = time.monotonic()
+        rows = stores.rows_to_fit(self.objects, self.plan, unit, generation)
         table = self.read(unit)
+        if rows is not None:
+            table = table.take(np.array(rows) - self.plan.unit_range(unit)[0])
         read = time.monotonic()
         with self.computing:
             began = time.monotonic()
-            result, record = self.compute(unit, table)
+            first, last = self.plan.unit_range(unit)
+            size = last - first if rows is None else len(rows)
+            result, record = self.compute(table, size, self.retry_seed(unit, generation))
             fitted = time.monotonic()
+        if rows is not None:
+            result = stores.merge_unit(self.objects, self.plan, unit, generation, rows, result)
         outcome = stores.write_unit(
             self.objects, self.plan, unit, generation, result, attempt or uuid.uuid4().hex
         )
@@ -89,6 +103,12 @@ class Fitter:
             "write_s": time.monotonic() - fitted,
             "peak_bytes": peak_bytes(),
         }
+
+    def retry_seed(self, unit: int, generation: int) -> int:
+        """The seed of a generation: `retry` starts from other draws, `repair` from the same."""
+        if stores.is_retry(self.objects, unit, generation):
+            return self.run.seed + RETRY_STRIDE * generation
+        return self.run.seed
 
     def publish(self, unit: int, generation: int) -> dict[str, Any]:
         """Finishes a unit that was committed by somebody who then died."""
@@ -106,8 +126,8 @@ class Fitter:
                 parts.append(self.prepared.rows(a + shift, b + shift))
         return pa.concat_tables(parts) if parts else None
 
-    def compute(self, unit: int, table: pa.Table) -> tuple[Any, dict[str, Any]]:
-        """Fits and measures the samples of a unit; nothing is written."""
+    def compute(self, table: pa.Table, size: int, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Fits and measures samples, padded to `size` rows; nothing is written."""
         from pipeline import fitting
         from pipeline.evaluate.metrics import cheap_metrics, measure
         from pipeline.samples import load_samples
@@ -117,7 +137,7 @@ class Fitter:
             self.method,
             self.shared,
             samples,
-            seed=self.run.seed,
+            seed=seed,
             lanes=self.plan.lanes,
             device=self.device,
             compiled=self.plan.compiled,
@@ -125,8 +145,6 @@ class Fitter:
         )
         kind = self.prepared.meta.kind
         metrics = measure(kind, self.method, self.shared, fitted.rows, samples, table)
-        first, last = self.plan.unit_range(unit)
-        size = last - first
         columns = {
             "sample_id": table["sample_id"].to_pylist(),
             "label": [label or "" for label in table["label"].to_pylist()],
@@ -147,7 +165,7 @@ class Fitter:
             for name, value in fitting.pack(self.method, fitted.rows).items()
         }
         bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
-        for name, value in arrays.items():
+        for value in arrays.values():
             if np.issubdtype(value.dtype, np.floating):
                 value[: len(samples)][bad] = np.nan
         result = stores.UnitResult(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from pipeline.ingest import fold as folding
@@ -24,7 +23,7 @@ def prepare(run: Run, *, update: bool = False) -> list[int]:
 def ingest_shard(run: Run, unit: int, attempt: str) -> dict[str, Any]:
     """Decodes one ingest unit into a prepared shard and commits it."""
     outcome = ingest_one(run.dataset, run.ingest, run.prepared_location, unit, attempt)
-    return {**asdict(outcome), "unit": unit, "peak_bytes": peak_bytes()}
+    return {**outcome.model_dump(), "unit": unit, "peak_bytes": peak_bytes()}
 
 
 def fold_prepared(run: Run) -> PreparedMeta:

@@ -12,15 +12,12 @@ import pyarrow as pa
 from pipeline import store as stores
 from pipeline.ingest.prepared import Prepared
 from pipeline.stages.common import build_method, prepared_of, row_count
-from pipeline.stages.train import TrainFiles
+from pipeline.stages.train import TrainFiles, needs_training
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.run import Run
 from schemas.samples import PreparedMeta
 from schemas.store import SHARD_BYTES, ColumnSpec, Plan, Segment
-
-NUMERICS = 1
-"""Raised by hand when a change of the code changes fitted numbers: older stores refuse to resume."""
 
 FIT_SECONDS = 120.0
 UNITS_PER_WORKER = 20
@@ -69,7 +66,7 @@ def plan_fit(run: Run, workers: int = 1) -> FitTodo:
     plan = stores.load_plan(objects)
     if plan is None:
         plan, shared = new_plan(run, prepared, workers)
-        stores.create_store(objects, plan, shared)
+        plan = stores.create_store(objects, plan, shared)
     else:
         require_same_fit(run, plan)
         grown = grow(plan, row_count(run, prepared.meta), prepared.meta)
@@ -82,6 +79,8 @@ def plan_fit(run: Run, workers: int = 1) -> FitTodo:
 
 def require_same_fit(run: Run, plan: Plan) -> None:
     """Refuses to continue a store that other keys or another numerics made; names what differs."""
+    from pipeline.fitting import NUMERICS
+
     stores.require_same_keys(plan, run.stage_identity("fit"), run.stage_keys("fit"), run.store.url)
     if plan.numerics != NUMERICS:
         raise ValueError(
@@ -118,7 +117,8 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
 
     method = build_method(run, prepared)
     shared = shared_tensors(run, method)
-    arrays, rows = fitting.row_arrays(method), row_count(run, prepared.meta)
+    arrays = (*fitting.row_arrays(method), *fitting.shared_arrays(shared))
+    rows = row_count(run, prepared.meta)
     lanes = run.fit.lanes or fitting.default_lanes(method)
     spec = fitting.describe(
         method,
@@ -133,11 +133,11 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         name=run.name,
         fit_identity=run.stage_identity("fit"),
         fit_keys=run.stage_keys("fit"),
-        numerics=NUMERICS,
+        numerics=fitting.NUMERICS,
         prepared_fingerprint=prepared.meta.fingerprint,
         rows=rows,
         unit_rows=run.fit.unit_rows
-        or unit_rows(rows, row_bytes, fitting.estimate_seconds(method), workers),
+        or unit_rows(rows, row_bytes, fitting.estimate_seconds(method), max(workers, 1), lanes),
         segments=(Segment(prepared=0, store=0, rows=rows),),
         arrays=arrays,
         columns=(*SOURCE_COLUMNS[prepared.meta.kind], *cheap_metrics(prepared.meta.kind)),
@@ -148,14 +148,14 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
     return plan, {name: value.numpy() for name, value in shared.items()}
 
 
-def unit_rows(rows: int, row_bytes: int, row_seconds: float, workers: int) -> int:
-    """Largest power of two of rows whose shard and time are bounded and that keeps workers busy."""
-    most = min(
-        SHARD_BYTES / max(row_bytes, 1),
-        FIT_SECONDS / max(row_seconds, 1e-9),
-        rows / (UNITS_PER_WORKER * max(workers, 1)),
-    )
-    return 2 ** max(int(np.log2(max(most, 1))), 0)
+def unit_rows(rows: int, row_bytes: int, row_seconds: float, workers: int, lanes: int) -> int:
+    """Largest power of two of rows whose shard and time are bounded and that keeps workers busy.
+
+    Small datasets get fewer units than `UNITS_PER_WORKER` asks for, rather than empty lanes.
+    """
+    share = max(rows / (UNITS_PER_WORKER * workers), min(lanes, rows / (2 * workers)))
+    most = min(SHARD_BYTES / max(row_bytes, 1), FIT_SECONDS / max(row_seconds, 1e-9), share)
+    return 2 ** int(np.log2(max(most, 1)))
 
 
 def shared_tensors(run: Run, method: Any) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def shared_tensors(run: Run, method: Any) -> dict[str, Any]:
 
     if run.method.shared_from is not None:
         return shared_of_store(run.method.shared_from, method)
-    if method.train:
+    if needs_training(run, method):
         return TrainFiles(run).result("shared")
     return fitting.start_shared(method, run.seed)
 

@@ -16,7 +16,7 @@ from schemas.store import PRIVATE
 
 def needs_training(run: Run, method: Any) -> bool:
     """Whether shared parameters have to be trained: there are phases, and no store gives them."""
-    return bool(method.train) and run.method.shared_from is None
+    return bool(getattr(method, "train", ())) and run.method.shared_from is None
 
 
 class TrainFiles:

@@ -13,6 +13,7 @@ from pipeline.store.progress import Progress as Progress
 from pipeline.store.progress import progress as progress
 from pipeline.store.reader import StoreReader as StoreReader
 from pipeline.store.reader import open_arrays as open_arrays
+from pipeline.store.retry import is_retry as is_retry
 from pipeline.store.retry import merge_unit as merge_unit
 from pipeline.store.retry import retry_rows as retry_rows
 from pipeline.store.retry import rows_to_fit as rows_to_fit

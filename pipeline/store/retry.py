@@ -159,3 +159,9 @@ def _get(objects: Objects, key: str) -> bytes:
         return objects.get(key)
     except FileNotFoundError:
         return b""
+
+
+def is_retry(objects: Objects, unit: int, generation: int) -> bool:
+    """Whether a generation was opened to try failed rows again, not to repair damage."""
+    reopened = read_reopened(objects, unit, generation) if generation else None
+    return reopened is not None and reopened.reason.startswith("retry")
