@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipeline.evaluate.meshing import Box, extract_mesh
 from pipeline.evaluate.rendering import Rendering, View, render_mesh, render_picture
+from pipeline.evaluate.where import Where, mask_of, where_mask
 from pipeline.fields.bind import Bound, bind
 from pipeline.fitting.method import Method
 from pipeline.fitting.rows import bindable, unpack, unpack_shared
@@ -26,9 +27,6 @@ from pipeline.store import open_arrays
 from schemas.base import Location
 from schemas.store import USABLE, FieldSpec, Plan, RowStatus
 
-Bounds = tuple[float | None, float | None]
-Where = Mapping[str, Any] | pc.Expression
-"""Column -> (lowest, highest), either of them None, or a value; or a pyarrow expression."""
 PICTURE_SIDE = 256
 """Pixels of the longer side where a store does not say how large its pictures were."""
 
@@ -101,7 +99,7 @@ class OpenedStore:
         for name, wanted in (("sample_id", id), ("label", label), ("split", split)):
             if wanted is not None:
                 values = [wanted] if isinstance(wanted, str) else list(wanted)
-                chosen &= _mask(pc.is_in(self.index[name], pa.array(values, pa.string())))
+                chosen &= mask_of(pc.is_in(self.index[name], pa.array(values, pa.string())))
         if status is not None:
             chosen &= np.isin(self.index["status"].to_numpy(), [int(s) for s in status])
         if where is not None:
@@ -166,7 +164,7 @@ class OpenedStore:
     def values(
         self, row: int | str, coords: Float[Tensor, "p d"] | np.ndarray, *, chunk: int | None = None
     ) -> dict[str, Tensor]:
-        """Named quantities `[p, ...]` of a row at coordinates; for conventions see `spec.coords`."""
+        """Named quantities `[p, ...]` of a row at coordinates; `spec.coords` says in which."""
         bound, read = self.bound(row), self.method.field.read
         coords = torch.as_tensor(coords, dtype=torch.float32, device=self.device)
         chunk = chunk or (2**13 if self.device.type == "cpu" else 2**18)
@@ -262,34 +260,3 @@ class OpenedStore:
         if any(v is None or math.isnan(v) for v in values):
             return np.zeros(3), 1.0
         return np.array(values[:3]), values[3]
-
-
-def where_mask(table: pa.Table, where: Where) -> np.ndarray:
-    """Which lines of a table meet the conditions."""
-    if isinstance(where, pc.Expression):
-        numbered = table.append_column("_line", pa.array(np.arange(table.num_rows)))
-        chosen = np.zeros(table.num_rows, bool)
-        chosen[numbered.filter(where)["_line"].to_numpy()] = True
-        return chosen
-    chosen = np.ones(table.num_rows, bool)
-    for name, wanted in where.items():
-        if name not in table.column_names:
-            near = difflib.get_close_matches(name, table.column_names, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"no column '{name}'{hint} (columns: {', '.join(table.column_names)})")
-        column = table[name]
-        if not isinstance(wanted, tuple):
-            chosen &= _mask(pc.equal(column, pa.scalar(wanted)))
-            continue
-        if len(wanted) != 2 or wanted == (None, None):
-            raise ValueError(f"bounds on '{name}' must be (lowest, highest), got {wanted}")
-        low, high = wanted
-        if low is not None:
-            chosen &= _mask(pc.greater_equal(column, low))
-        if high is not None:
-            chosen &= _mask(pc.less_equal(column, high))
-    return chosen
-
-
-def _mask(values: pa.ChunkedArray) -> np.ndarray:
-    return pc.fill_null(values, False).to_numpy().astype(bool)

@@ -1,0 +1,1 @@
+"""What is trained on a finished store: datasets for PyTorch over its rows."""

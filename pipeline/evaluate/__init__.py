@@ -1,0 +1,1 @@
+"""What a fitted store is worth: opening it, metrics, meshes, pictures, exports, reports."""
