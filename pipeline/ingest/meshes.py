@@ -49,7 +49,10 @@ def siblings(main: str, data: bytes) -> list[str]:
     """
     kind = suffix(main)
     if kind in (".gltf", ".glb"):
-        references = gltf_references(data)
+        try:
+            references = gltf_references(data)
+        except RejectedSample:  # decoding says why
+            return []
     elif kind == ".obj":
         references = re.findall(rb"(?m)^[ \t]*mtllib[ \t]+([^\r\n]+)", data)
     elif kind == ".mtl":

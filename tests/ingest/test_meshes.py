@@ -486,6 +486,8 @@ def test_siblings_leave_out_what_is_outside_of_the_dataset():
     ]
     document = {"buffers": [{"uri": uri, "byteLength": 1} for uri in uris]}
     assert siblings("d/m.gltf", json.dumps(document).encode()) == ["d/a b.bin", "up.bin"]
+    for broken in (b"", b"glTF\2\0", b"{", b"[1]", b'{"buffers": 3, "images": [4, {"uri": 5}]}'):
+        assert siblings("d/m.gltf", broken) == []
 
 
 def test_instances_are_counted_before_they_are_made():
