@@ -24,7 +24,8 @@ def tar_members(source: Source, key: str, prefix: str, kind: str) -> Iterator[Me
     of its files of the dataset's kind is a sample. `.cls` and `.json` members label the group.
     """
     group: dict[str, bytes] = {}
-    base, seen, last = None, set(), "its start"
+    base, last = None, "its start"
+    seen: set[str] = set()
     suffixes = sample_suffixes(kind)
     with source.open(key) as handle:
         try:
@@ -41,16 +42,14 @@ def tar_members(source: Source, key: str, prefix: str, kind: str) -> Iterator[Me
                         group, base = {}, _base(name)
                     if info.size + sum(map(len, group.values())) > GROUP_BYTES:
                         problem = (Code.TOO_LARGE, f"{info.size} bytes in one group of a tar file")
-                        yield Member(_unique(f"{prefix}::{name}", seen), problem=problem)
+                        yield Member(f"{prefix}::{_unique(name, seen)}", problem=problem)
                         continue
                     member = archive.extractfile(info)
                     data = b"" if member is None else member.read()
                     if len(data) != info.size:
                         raise tarfile.ReadError("unexpected end of data")
-                    while name in group or f"{prefix}::{name}" in seen:
-                        name += "@2"
+                    name = _unique(name, seen)
                     group[name], last = data, name
-                    seen.add(f"{prefix}::{name}")
             yield from _group_members(group, prefix, suffixes)
         except (tarfile.TarError, EOFError, zlib.error) as error:
             yield from _group_members(group, prefix, suffixes)
@@ -63,7 +62,7 @@ def _group_members(
     group: dict[str, bytes], prefix: str, suffixes: frozenset[str]
 ) -> Iterator[Member]:
     label = _label(group)
-    samples = [name for name in group if suffix(name.removesuffix("@2")) in suffixes]
+    samples = [name for name in group if suffix(name) in suffixes]
     for name, data in group.items():
         if name in samples:
             others = {n: d for n, d in group.items() if n not in samples} if len(group) > 1 else {}
@@ -99,7 +98,11 @@ def _label(group: dict[str, bytes]) -> str | None:
 
 
 def _unique(name: str, seen: set[str]) -> str:
-    while name in seen:
-        name += "@2"
-    seen.add(name)
-    return name
+    """The name, numbered if the archive had it before."""
+    stem, dot, last = name.rpartition(".")
+    fresh, number = name, 2
+    while fresh in seen:
+        fresh = f"{stem}@{number}{dot}{last}" if stem else f"{name}@{number}"
+        number += 1
+    seen.add(fresh)
+    return fresh

@@ -117,5 +117,5 @@ def test_large_samples_pass_both_ways():
 
 def test_a_child_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setattr(guarding, "BOOT", "raise SystemExit('no such module')")
-    with pytest.raises(RuntimeError, match="does not start: .*no such module"):
+    with pytest.raises(RuntimeError, match=r"does not start: .*no such module"):
         run(Guard("images", ImageIngest()), ["a"])
