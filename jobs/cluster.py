@@ -455,10 +455,11 @@ def one_line(error: BaseException) -> str:
 # --- the cluster ----------------------------------------------------------------------------
 
 
-def connect(resources: Resources) -> dict[str, str]:
+def connect(resources: Resources) -> bool:
     """Joins the cluster of `resources.address` or RAY_ADDRESS, or starts one on this machine.
 
-    A local cluster gets a token of its own, in the environment only. Returns what was joined.
+    A local cluster gets a token of its own, in the environment only. Returns whether this call
+    connected the process: then whoever called also ends it.
     """
     address = resources.address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -470,7 +471,7 @@ def connect(resources: Resources) -> dict[str, str]:
     import ray
 
     if ray.is_initialized():
-        return {"address": "this process's cluster"}
+        return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         options["address"] = address
@@ -488,7 +489,7 @@ def connect(resources: Resources) -> dict[str, str]:
         raise WorldError(
             f"cannot join Ray at {address or 'this machine'}: {one_line(error)}"
         ) from error
-    return {"address": address or "local"}
+    return True
 
 
 @contextmanager

@@ -63,8 +63,7 @@ class Driver:
     def connect(self) -> None:
         """Joins or starts the cluster, once."""
         if not self.connected and not self.local:
-            cluster.connect(self.run.resources)
-            self.connected = True
+            self.connected = cluster.connect(self.run.resources)
             self.stop.install()  # ray.init has put its own handlers there
 
     def disconnect(self) -> None:

@@ -11,6 +11,8 @@ from jobs import text
 from jobs.cluster import Stopped, WorldError, one_line
 from jobs.config import ConfigError
 from jobs.driver import Incomplete
+from pipeline.storage import StorageError
+from schemas.samples import NothingUsable
 
 COMPLETE, BUG, USAGE, GATE, WORLD, INCOMPLETE = 0, 1, 2, 3, 4, 5
 
@@ -27,11 +29,11 @@ def code_of(error: BaseException) -> int:
         return 130
     if isinstance(error, ConfigError):
         return USAGE
-    if isinstance(error, GateFailed) or type(error).__name__ == "NoUsableSample":
+    if isinstance(error, GateFailed | NothingUsable):
         return GATE
     if isinstance(error, Incomplete):
         return INCOMPLETE
-    if isinstance(error, WorldError | MemoryError) or _of_storage(error):
+    if isinstance(error, WorldError | StorageError | MemoryError) or _of_storage(error):
         return WORLD
     if _raised_by_us(error):
         if type(error) is ValueError:

@@ -56,7 +56,7 @@ def verify_with_ray(objects: Objects, workers: int) -> Any:
     resources = Resources(workers=workers)
     damaged, read, looked = list(report.damaged), report.bytes, report.objects
     known = {d.key for d in damaged}
-    connect(resources)
+    ours = connect(resources)
     import ray
 
     try:
@@ -73,7 +73,8 @@ def verify_with_ray(objects: Objects, workers: int) -> Any:
                     found = [Damage(**item) for item in event.record["damaged"]]
                     damaged += [damage for damage in found if damage.key not in known]
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
     return replace(report, damaged=tuple(damaged), bytes=read, objects=looked, full=True)
 
 
