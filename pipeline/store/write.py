@@ -29,6 +29,9 @@ from pipeline.store.records import (
 )
 from schemas.store import USABLE, ArraySpec, Plan, unit_columns
 
+FRESH_SECONDS = 2.0
+"""A commit this young is not looked up again before its objects are copied (it is, afterwards)."""
+
 
 class StagingGone(RuntimeError):
     """A committed unit cannot be published: what its attempt staged is not there any more."""
@@ -106,8 +109,10 @@ def write_unit(
     sealed = commit.encode()
     won = objects.create(keys.record_key(keys.COMMITS, unit, generation), sealed)
     clock.append(time.perf_counter())
-    publish_unit(objects, plan, unit, generation, commit=commit if won else None)
-    if not won:
+    if won:
+        _publish(objects, plan, commit, since=clock[-1])
+    else:
+        publish_unit(objects, plan, unit, generation)
         objects.delete([o.staged for o in made if o.staged])
     clock.append(time.perf_counter())
     steps = {n: b - a for n, a, b in zip(("stage", "commit", "publish"), clock, clock[1:])}
@@ -186,9 +191,7 @@ def _before(objects: Objects, plan: Plan, unit: int, generation: int) -> dict[st
     }
 
 
-def publish_unit(
-    objects: Objects, plan: Plan, unit: int, generation: int, *, commit: Commit | None = None
-) -> bool:
+def publish_unit(objects: Objects, plan: Plan, unit: int, generation: int) -> bool:
     """Copies a committed unit's objects to their final keys and marks it published; idempotent.
 
     Returns:
@@ -197,18 +200,24 @@ def publish_unit(
     Raises:
         StagingGone: There is nothing to copy and the final objects are not those committed.
     """
-    marker = keys.record_key(keys.PUBLISHED, unit, generation)
+    commit = read_commit(objects, unit, generation)
     if commit is None:
-        commit = read_commit(objects, unit, generation)
-        if commit is None:
-            raise RuntimeError(
-                f"{objects.location.url}: unit {unit} has no readable commit of generation "
-                f"{generation}; run the same command again to fit it"
-            )
-        if is_published(objects, unit, generation):
-            _clear(objects, commit)
-            return True
-    if superseded(objects, unit, generation):
+        raise RuntimeError(
+            f"{objects.location.url}: unit {unit} has no readable commit of generation "
+            f"{generation}; run the same command again to fit it"
+        )
+    if is_published(objects, unit, generation):
+        _clear(objects, commit)
+        return True
+    return _publish(objects, plan, commit)
+
+
+def _publish(objects: Objects, plan: Plan, commit: Commit, since: float | None = None) -> bool:
+    """Copies, checks, marks. `since`: when this process created the commit, on `perf_counter`."""
+    unit, generation = commit.unit, commit.generation
+    marker = keys.record_key(keys.PUBLISHED, unit, generation)
+    fresh = since is not None and time.perf_counter() - since < FRESH_SECONDS
+    if not fresh and superseded(objects, unit, generation):
         return False
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda each: _place(objects, unit, generation, each), commit.objects))
