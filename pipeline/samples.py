@@ -35,11 +35,8 @@ class Size:
     near: int = 0
     uniform: int = 0
     surface: int = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether the draw is the same at every step."""
-        return all(s in (ALL, 0) for s in (self.pixels, self.near, self.uniform, self.surface))
+    most: int | None = None
+    """Where a set has more than this, `ALL` draws this many of it instead."""
 
 
 @dataclass(frozen=True)
@@ -123,31 +120,24 @@ class Ragged:
     """On the CPU, as `starts`: shapes are decided there."""
 
     def block(
-        self,
-        index: Int[Tensor, "m"],
-        size: int,
-        draw: Draw,
-        tag: str,
-        sizes: Int[Tensor, "m"] | None,
+        self, index: Int[Tensor, "m"], taken: int, draw: Draw, tag: str
     ) -> tuple[Int[Tensor, "m p"], Float[Tensor, "m p"]]:
-        """Places in `columns` of what a step draws, and their weights.
+        """Places in `columns` of what a step takes (see `shape_classes`), and their weights.
 
-        Successive steps take successive blocks; each pass over the set starts at another offset.
+        Successive draws take successive blocks; each pass over the set starts at another offset.
         """
         device = draw.step.device
-        counts = self.counts[index]
-        if size == ALL:
-            size = int(sizes.max())
-            place = torch.arange(size, device=device).expand(len(index), size)
-            weight = (place < counts.to(device)[:, None]).to(torch.float32)
-            place = torch.minimum(place, counts.to(device)[:, None].clamp(min=1) - 1)
+        counts = self.counts[index].to(device)[:, None]
+        filled = counts.clamp(min=1)
+        if taken > 0:
+            place = torch.arange(taken, device=device).expand(len(index), taken)
+            weight = (place < counts).to(torch.float32)
+            place = torch.minimum(place, filled - 1)
         else:
-            held = counts.to(device).clamp(min=1)
-            pass_number = (draw.step * size) // held
-            offset = draw.at(pass_number).integers(tag, held) + draw.step * size
-            place = (offset[:, None] + torch.arange(size, device=device)) % held[:, None]
-            weight = torch.ones(1, 1, device=device).expand(len(index), size)
-            weight = weight * (counts.to(device) > 0).to(torch.float32)[:, None]
+            passes = torch.div(draw.step * -taken, filled[:, 0], rounding_mode="floor")
+            offset = draw.at(passes).integers(tag, filled[:, 0]) + draw.step * -taken
+            place = (offset[:, None] + torch.arange(-taken, device=device)) % filled
+            weight = (counts > 0).to(torch.float32).expand(len(index), -taken)
         return place + self.starts[index].to(device)[:, None], weight
 
 
@@ -169,6 +159,8 @@ class Samples:
     heights: Int[Tensor, "n"] = field(repr=False)
     widths: Int[Tensor, "n"] = field(repr=False)
     """As `sizes`, on the device."""
+    classes: dict = field(default_factory=dict, repr=False, compare=False)
+    """Known results of `shape_classes`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -186,38 +178,46 @@ class Samples:
         return {prefix + name: count for name, count in wanted.items() if count}
 
     def shape_classes(self, role: Role, size: Size) -> Int[Tensor, "n k"]:
-        """Capacities of the sets that a draw of this size needs: samples of equal rows may share a
-        batch. Drawn sets of fixed size put all samples in one class."""
-        columns = []
-        for name, count in self.parts(role, size).items():
-            if count == ALL:
-                counts = self.sets[name].counts.tolist()
-                columns.append(torch.tensor([capacity(c) for c in counts]))
-            else:
-                columns.append(torch.full((len(self),), count))
-        return torch.stack(columns, 1) if columns else torch.zeros(len(self), 1, dtype=torch.int64)
+        """What a draw takes of each set: samples of equal rows may share a batch.
+
+        A positive number is the capacity of a whole set, a negative one a draw of that many.
+        """
+        known = self.classes.get((role, size))
+        if known is None:
+            columns = [
+                [_taken(c, count, size.most) for c in self._set(name).counts.tolist()]
+                for name, count in self.parts(role, size).items()
+            ]
+            known = torch.tensor(columns, dtype=torch.int64).reshape(len(columns), len(self)).T
+            self.classes[role, size] = known
+        return known
+
+    def _set(self, name: str) -> Ragged:
+        if name not in self.sets:
+            raise ValueError(
+                f"these {self.form.kind} have no set {name!r}, only {sorted(self.sets)}"
+            )
+        return self.sets[name]
 
     def draw(self, index: Int[Tensor, "m"], role: Role, size: Size, draw: Draw) -> Batch:
         """Decodes a batch: `size` of each sample at `index` (CPU), as of `draw.step`.
 
         The samples must be of one shape class (`shape_classes`) where a size is `ALL`.
         """
-        classes = None
-        if ALL in self.parts(role, size).values():
-            classes = self.shape_classes(role, size)[index]
-            if (classes != classes[:1]).any():
-                raise ValueError(
-                    f"samples {self.ids[int(index[0])]!r} and others differ in size "
-                    f"({classes.tolist()[:4]}...); draw a fixed number, or group by shape_classes"
-                )
+        classes = self.shape_classes(role, size)[index]
+        if (classes != classes[:1]).any():
+            raise ValueError(
+                f"samples {self.ids[int(index[0])]!r} and others differ in size "
+                f"({classes.tolist()[:4]}...); draw a fixed number, or group by shape_classes"
+            )
+        taken = dict(zip(self.parts(role, size), classes[0].tolist()))
         if self.form.kind == "images":
-            return Batch(grid=self._pixels(index, role, size.pixels, draw, classes))
-        return Batch(points=self._points(index, role, size, draw, classes))
+            return Batch(grid=self._pixels(index, role, taken[role], draw))
+        return Batch(points=self._points(index, taken, draw))
 
-    def _pixels(self, index, role, size, draw, classes) -> Pixels:
+    def _pixels(self, index: Tensor, role: Role, taken: int, draw: Draw) -> Pixels:
         pixels = self.sets[role]
-        sizes = None if classes is None else classes[:, 0]
-        place, weight = pixels.block(index, size, draw, "pixels", sizes)
+        place, weight = pixels.block(index, taken, draw, "pixels")
         raster = pixels.columns["raster"][place]
         on_device = index.to(self.device)
         height, width = self.heights[on_device][:, None], self.widths[on_device][:, None]
@@ -226,17 +226,12 @@ class Samples:
         coords = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
         return Pixels(coords, _decode_color(pixels.columns["color"][place]), weight)
 
-    def _points(self, index, role, size, draw, classes) -> Points:
+    def _points(self, index: Tensor, taken: dict[str, int], draw: Draw) -> Points:
         coords, distance, weights = [], [], []
         surface = normals = color = surface_weight = None
-        for column, (name, count) in enumerate(self.parts(role, size).items()):
-            if name not in self.sets:
-                raise ValueError(
-                    f"these {self.form.kind} have no set {name!r}, only {sorted(self.sets)}"
-                )
+        for name, count in taken.items():
             points = self.sets[name]
-            sizes = None if classes is None else classes[:, column]
-            place, weight = points.block(index, count, draw, name, sizes)
+            place, weight = points.block(index, count, draw, name)
             at = _decode_coords(points.columns["coords"][place])
             if "distance" in points.columns:
                 coords.append(at)
@@ -257,6 +252,13 @@ class Samples:
             color=color,
             surface_weight=surface_weight,
         )
+
+
+def _taken(count: int, wanted: int, most: int | None) -> int:
+    """An entry of `shape_classes`: capacity of a whole set, or minus the number drawn of it."""
+    if wanted != ALL:
+        return -wanted
+    return -most if most is not None and count > most else capacity(count)
 
 
 def _decode_color(stored: Tensor) -> Float[Tensor, "..."]:

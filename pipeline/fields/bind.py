@@ -9,6 +9,10 @@ from torch.func import functional_call
 
 Tensors = dict[str, Tensor]
 """Parameters and buffers by dotted name."""
+START = "start."
+"""Entries under this prefix are a common or learned start of rows, not part of the model."""
+RATE = "rate."
+"""Entries under this prefix are learned rates of inner steps, not part of the model."""
 
 
 class Bound:
@@ -47,7 +51,11 @@ def tensor_names(model: nn.Module) -> list[str]:
 
 
 def bind(model: nn.Module, tensors: Tensors) -> Bound:
-    """Binds exactly the parameters and buffers of `model`; each may have a leading sample axis."""
+    """Binds exactly the parameters and buffers of `model`; each may have a leading sample axis.
+
+    Starts and rates (`START`, `RATE`) that lie among shared tensors are left out.
+    """
+    tensors = {k: v for k, v in tensors.items() if not k.startswith((START, RATE))}
     names = set(tensor_names(model))
     if names != tensors.keys():
         missing, extra = sorted(names - tensors.keys()), sorted(tensors.keys() - names)

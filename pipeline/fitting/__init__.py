@@ -1,1 +1,42 @@
 """Finding parameters: method types, phases, lanes, training of what is shared."""
+
+from pipeline.fitting.describe import describe
+from pipeline.fitting.fit import (
+    NUMERICS,
+    Fitted,
+    default_lanes,
+    estimate_seconds,
+    fit_rows,
+    fit_units,
+)
+from pipeline.fitting.rows import (
+    bindable,
+    pack,
+    pack_shared,
+    row_arrays,
+    shared_arrays,
+    start_shared,
+    unpack,
+    unpack_shared,
+)
+from pipeline.fitting.train import Trained, train
+
+__all__ = [
+    "NUMERICS",
+    "Fitted",
+    "Trained",
+    "bindable",
+    "default_lanes",
+    "describe",
+    "estimate_seconds",
+    "fit_rows",
+    "fit_units",
+    "pack",
+    "pack_shared",
+    "row_arrays",
+    "shared_arrays",
+    "start_shared",
+    "train",
+    "unpack",
+    "unpack_shared",
+]

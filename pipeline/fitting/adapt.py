@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.draw import Draw
-from pipeline.fields.bind import Tensors, bind
+from pipeline.fields.bind import RATE, Tensors, bind
 from pipeline.fitting.method import MetaLearned
-from pipeline.fitting.rows import RATE, bindable
+from pipeline.fitting.rows import bindable
 from pipeline.samples import Samples
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -13,12 +13,13 @@ from torch import Tensor
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors, bind
 from pipeline.fitting.adapt import adapt
-from pipeline.fitting.lanes import DIVERGED, MET, Lanes, Outcome, Request
+from pipeline.fitting.lanes import DIVERGED, MET, SPENT, Lanes, Outcome, Request
 from pipeline.fitting.method import (
     Adversarial,
     Encoded,
     MetaLearned,
     Method,
+    Phase,
     Target,
     row_names,
 )
@@ -53,15 +54,26 @@ class _Unit:
 
     key: Hashable
     samples: Samples
-    outcomes: list[Outcome | None] = field(default_factory=list)
+    outcomes: list[Outcome | None]
     steps: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, key: Hashable, samples: Samples, kept: dict[int, Tensors] | None = None) -> _Unit:
+        """A unit of which the rows in `kept` are done as they are."""
+        outcomes: list[Outcome | None] = [None] * len(samples)
+        for i, rows in (kept or {}).items():
+            request = Request(samples, i, {k: v.to(samples.device) for k, v in rows.items()})
+            outcomes[i] = Outcome(request, request.rows, MET, 0, float("nan"), float("nan"))
+        return cls(key, samples, outcomes)
 
     @property
     def done(self) -> bool:
         return all(outcome is not None for outcome in self.outcomes)
 
 
-def default_lanes(method: Method, device: str | torch.device, points: int | None = None) -> int:
+def default_lanes(
+    method: Method, device: str | torch.device = "cpu", points: int | None = None
+) -> int:
     """Lanes that suit a device: small batches that stay in cache on CPUs, wide ones on GPUs.
 
     `points` is what one step sees of a sample; of the first phase's size when absent.
@@ -75,6 +87,25 @@ def default_lanes(method: Method, device: str | torch.device, points: int | None
     return max(2, min(4096, 4_194_304 // points))
 
 
+def points_of(kind: tuple[int, ...]) -> int:
+    """Points that a step takes of a sample of this shape class."""
+    return sum(abs(count) for count in kind)
+
+
+def estimate_seconds(method: Method) -> float:
+    """Rough seconds a row on one CPU core, for planning: products at 20 GFLOP/s, half the steps
+    where a target ends most rows early."""
+    seconds = 0.0
+    weights = sum(p.numel() for p in method.model.parameters() if p.dim() > 1)
+    for phase in method.fit:
+        size = phase.size
+        counts = (size.pixels, size.near, size.uniform, size.surface)
+        points = sum(c for c in counts if c != ALL) or size.most or 4096
+        steps = phase.steps / 2 if phase.target is not None else phase.steps
+        seconds += steps * points * weights * 6 / 20e9
+    return max(seconds, 1e-3)
+
+
 def fit_rows(
     method: Method,
     shared: Tensors,
@@ -84,11 +115,16 @@ def fit_rows(
     lanes: int | None = None,
     device: str | torch.device = "cpu",
     compiled: bool = False,
+    kept: dict[int, Tensors] | None = None,
 ) -> Fitted:
-    """Fits one row for each sample, with `shared` as it is."""
+    """Fits one row for each sample, with `shared` as it is.
+
+    `kept` gives rows (by position, without a sample axis) that stay as they are: those of training.
+    """
     units = [(0, samples)]
+    keep = {0: kept or {}}
     ((_, fitted),) = fit_units(
-        method, shared, units, seed=seed, lanes=lanes, device=device, compiled=compiled
+        method, shared, units, seed=seed, lanes=lanes, device=device, compiled=compiled, kept=keep
     )
     return fitted
 
@@ -102,8 +138,9 @@ def fit_units(
     lanes: int | None = None,
     device: str | torch.device = "cpu",
     compiled: bool = False,
+    kept: dict[Hashable, dict[int, Tensors]] | None = None,
 ) -> Iterator[tuple[Hashable, Fitted]]:
-    """Fits units of samples; a unit is yielded when its last row is done.
+    """Fits units of samples; a unit is yielded when its last row is done. `kept` is by unit.
 
     Methods with one phase refill lanes across units: the next unit is pulled while the last rows of
     the one before still run, so no lane idles between them.
@@ -112,11 +149,12 @@ def fit_units(
     device = torch.device(device)
     shared = {name: value.detach().to(device) for name, value in shared.items()}
     settings = {"seed": seed, "lanes": lanes, "compiled": compiled}
+    work = (_Unit.of(key, samples, (kept or {}).get(key)) for key, samples in units)
     if len(method.fit) == 1:
-        yield from _stream(method, shared, iter(units), **settings)
+        yield from _stream(method, shared, work, **settings)
         return
-    for key, samples in units:
-        yield key, _phases(method, shared, samples, **settings)
+    for unit in work:
+        yield unit.key, _phases(method, shared, unit, **settings)
 
 
 def _stream(
@@ -137,15 +175,14 @@ def _stream(
     def pull() -> bool:
         if len(working) >= 2:
             return False
-        following = next(units, None)
-        if following is None:
+        unit = next(units, None)
+        if unit is None:
             return False
-        unit = _Unit(*following)
-        unit.outcomes = [None] * len(unit.samples)
         working.append(unit)
         classes = unit.samples.shape_classes(phase.role, phase.size).tolist()
         for index, kind in enumerate(classes):
-            queues.setdefault(tuple(kind), deque()).append((unit, index))
+            if unit.outcomes[index] is None:
+                queues.setdefault(tuple(kind), deque()).append((unit, index))
         return True
 
     while True:
@@ -161,7 +198,7 @@ def _stream(
         # The oldest unit first: it is what the next one waits for.
         kind = min(waiting, key=lambda k: working.index(waiting[k][0][0]))
         queue = waiting[kind]
-        count = lanes or default_lanes(method, working[0].samples.device, sum(kind))
+        count = lanes or default_lanes(method, working[0].samples.device, points_of(kind))
         count = max(2, min(count, len(queue)))
         starts: deque[Request] = deque()
 
@@ -181,7 +218,14 @@ def _stream(
 
         if (kind, count) not in engines:
             engines[kind, count] = Lanes(
-                method, phase, shared, lanes=count, seed=seed, stage="fit/0", compiled=compiled
+                method,
+                phase,
+                shared,
+                lanes=count,
+                seed=seed,
+                stage="fit/0",
+                full=min(kind) > 0,
+                compiled=compiled,
             )
         for outcome in engines[kind, count].run(following(), following):
             unit = next(u for u in working if u.samples is outcome.request.samples)
@@ -195,6 +239,9 @@ def _requests(
     method: Method, shared: Tensors, unit: _Unit, index: list[int], seed: int
 ) -> list[Request]:
     rows, _ = starts_of(method, shared, unit.samples, torch.tensor(index), seed)
+    phase = method.fit[0]
+    if phase.enter is not None:
+        rows = _enter(method, shared, unit.samples, torch.tensor(index), phase, rows, seed, 0)
     return [
         Request(unit.samples, i, {name: value[k] for name, value in rows.items()})
         for k, i in enumerate(index)
@@ -233,41 +280,49 @@ def starts_of(
 def _phases(
     method: Method,
     shared: Tensors,
-    samples: Samples,
+    unit: _Unit,
     *,
     seed: int,
     lanes: int | None,
     compiled: bool,
 ) -> Fitted:
     """All phases of `fit`, one after another, over one unit."""
+    samples, kept = unit.samples, list(unit.outcomes)
     index = torch.arange(len(samples))
     size = max(2, lanes or default_lanes(method, samples.device))
     pieces = [starts_of(method, shared, samples, part, seed) for part in index.split(size)]
     rows = {name: torch.cat([p[0][name] for p in pieces]) for name in row_names(method)}
-    loss = torch.cat([p[1] for p in pieces])
-    unit = _Unit(0, samples, [None] * len(samples))
-    steps = [0] * len(samples)
+    unit.outcomes = [
+        k or Outcome(Request(samples, i, {}), {n: v[i] for n, v in rows.items()}, SPENT, 0, at, at)
+        for i, (k, at) in enumerate(zip(kept, torch.cat([p[1] for p in pieces]).tolist()))
+    ]
+    unit.steps = [0] * len(samples)
     for number, phase in enumerate(method.fit):
-        if phase.enter is not None:
-            rows = _enter(method, shared, samples, phase, rows, seed, number, size)
-        before, unit.outcomes = unit.outcomes, [None] * len(samples)
         classes = samples.shape_classes(phase.role, phase.size).tolist()
-        for kind in sorted(set(map(tuple, classes))):
-            members = deque(i for i, k in enumerate(classes) if tuple(k) == kind)
-            lost = [i for i in members if before[i] and before[i].reason == DIVERGED]
-            for i in lost:
-                unit.outcomes[i] = before[i]
-                members.remove(i)
-            if not members:
-                continue
-            count = lanes or default_lanes(method, samples.device, sum(kind))
+        if phase.enter is not None:
+            order = sorted(range(len(samples)), key=lambda i: classes[i])
+            pieces = []
+            for kind in sorted(set(map(tuple, classes))):
+                members = torch.tensor([i for i in order if tuple(classes[i]) == kind])
+                for part in members.split(size):
+                    some = {name: value[part] for name, value in rows.items()}
+                    pieces.append(_enter(method, shared, samples, part, phase, some, seed, number))
+            back = torch.tensor(order).argsort()
+            rows = {name: torch.cat([p[name] for p in pieces])[back] for name in rows}
+        queues: dict[tuple[int, ...], deque[int]] = {}
+        for i, kind in enumerate(classes):
+            if kept[i] is None and unit.outcomes[i].reason != DIVERGED:
+                queues.setdefault(tuple(kind), deque()).append(i)
+        for kind, members in queues.items():
+            count = lanes or default_lanes(method, samples.device, points_of(kind))
             engine = Lanes(
                 method,
                 phase,
                 shared,
-                lanes=count,
+                lanes=max(2, min(count, len(members))),
                 seed=seed,
                 stage=f"fit/{number}",
+                full=min(kind) > 0,
                 compiled=compiled,
             )
 
@@ -278,51 +333,40 @@ def _phases(
                 return Request(samples, i, {name: value[i] for name, value in rows.items()})
 
             for outcome in engine.run(following(), following):
-                unit.outcomes[outcome.request.index] = outcome
-        for i, outcome in enumerate(unit.outcomes):
-            steps[i] += outcome.steps if outcome is not before[i] else 0
+                i = outcome.request.index
+                unit.outcomes[i] = outcome
+                unit.steps[i] += outcome.steps
         rows = {n: torch.stack([o.rows[n] for o in unit.outcomes]) for n in rows}
-    if not method.fit:
-        return _started_only(rows, loss)
-    unit.steps = steps
-    return _result(method, method.fit[-1].target, unit)
+    return _result(method, method.fit[-1].target if method.fit else None, unit)
 
 
-def _enter(method, shared, samples, phase, rows, seed, number, size) -> Tensors:
-    """Maps rows into a phase, a few at a time."""
-    entered = []
-    for part in torch.arange(len(samples)).split(size):
-        at = part if len(part) > 1 else part.repeat(2)
-        keys = samples.keys[at.to(samples.device)]
-        draw = Draw.of(keys, seed=seed, stage=f"enter/{number}")
-        some = {name: value[at.to(value.device)] for name, value in rows.items()}
-        with torch.no_grad():
-            bound = bind(method.field.model, bindable(method, shared, some))
-            batch = samples.draw(at, phase.role, phase.size, draw)
-            new = {**some, **phase.enter(bound, some, batch, draw)}
-        entered.append({name: value[: len(part)] for name, value in new.items()})
-    return {name: torch.cat([piece[name] for piece in entered]) for name in rows}
-
-
-def _started_only(rows: Tensors, loss: Tensor) -> Fitted:
-    """Rows of a method without phases of `fit`: what the start made of them."""
-    finite = torch.stack([torch.isfinite(v).flatten(1).all(1) for v in rows.values()]).all(0)
-    ok = finite.tolist()
-    return Fitted(
-        rows={k: torch.where(_like(finite, v), v, torch.nan) for k, v in rows.items()},
-        status=[RowStatus.OK if good else RowStatus.DIVERGED for good in ok],
-        code=[Code.NONE if good else Code.NAN_LOSS for good in ok],
-        message=["" if good else "the start of the row is not finite" for good in ok],
-        steps=torch.zeros(len(ok), dtype=torch.int64),
-        loss=loss.cpu(),
-    )
-
-
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    return mask.reshape(-1, *(1 for _ in value.shape[1:]))
+def _enter(
+    method: Method,
+    shared: Tensors,
+    samples: Samples,
+    index: Int[Tensor, "m"],
+    phase: Phase,
+    rows: Tensors,
+    seed: int,
+    number: int,
+) -> Tensors:
+    """Maps the rows of the samples at `index` into a phase."""
+    count = len(index)
+    if count == 1:
+        index = index.repeat(2)
+        rows = {name: torch.cat([value, value]) for name, value in rows.items()}
+    keys = samples.keys[index.to(samples.device)]
+    draw = Draw.of(keys, seed=seed, stage=f"enter/{number}")
+    with torch.no_grad():
+        bound = bind(method.model, bindable(method, shared, rows))
+        batch = samples.draw(index, phase.role, phase.size, draw)
+        entered = {**rows, **phase.enter(bound, rows, batch, draw)}
+    return {name: value[:count] for name, value in entered.items()}
 
 
 def _result(method: Method, target: Target | None, unit: _Unit) -> Fitted:
+    if not all(bool(torch.isfinite(v).all()) for o in unit.outcomes for v in o.rows.values()):
+        unit.outcomes = [_finite(o) for o in unit.outcomes]
     verdicts = [_verdict(outcome, target) for outcome in unit.outcomes]
     rows = {
         name: torch.stack(
@@ -341,6 +385,12 @@ def _result(method: Method, target: Target | None, unit: _Unit) -> Fitted:
         steps=torch.tensor(unit.steps or [o.steps for o in unit.outcomes]),
         loss=torch.tensor([o.loss for o in unit.outcomes]),
     )
+
+
+def _finite(outcome: Outcome) -> Outcome:
+    """Rows that are not finite count as diverged."""
+    finite = all(bool(torch.isfinite(value).all()) for value in outcome.rows.values())
+    return outcome if finite else replace(outcome, reason=DIVERGED)
 
 
 def _verdict(outcome: Outcome, target: Target | None) -> tuple[RowStatus, Code, str]:

@@ -104,7 +104,10 @@ def row_groups(method: Method, phase: Phase) -> list[Group]:
 
 
 class Lanes:
-    """One phase of a method over a fixed number of lanes."""
+    """One phase of a method over a fixed number of lanes, for samples of one shape class.
+
+    `full`: every step sees all of a sample, so its data is decoded once.
+    """
 
     def __init__(
         self,
@@ -115,12 +118,13 @@ class Lanes:
         lanes: int,
         seed: int,
         stage: str,
+        full: bool,
         compiled: bool = False,
     ):
         if lanes < 2:
             raise ValueError(f"lanes: {lanes}, must be at least 2")
         self.method, self.phase, self.shared = method, phase, shared
-        self.lanes, self.seed, self.stage = lanes, seed, stage
+        self.lanes, self.seed, self.stage, self.full = lanes, seed, stage, full
         self.groups = row_groups(method, phase)
         self.advance = torch.compile(self._advance, dynamic=False) if compiled else self._advance
 
@@ -145,7 +149,7 @@ class Lanes:
                 return
             if filled:
                 state = self._fill(state, filled, [held[lane] for lane in filled])
-                if self.phase.size.is_full:
+                if self.full:
                     fixed = self._refresh(fixed, filled, held, state)
                 keys = self._keys(held, state.step)
             for _ in range(check):

@@ -14,6 +14,8 @@ from pipeline.fields.bind import Bound, Tensors
 from pipeline.fields.latent import latent_names
 from pipeline.fitting.optimizers import Optimizer
 from pipeline.samples import Batch, Role, Size
+from schemas.base import Schema
+from schemas.samples import FormSpec
 
 Loss = Callable[[Bound, Batch, Draw], dict[str, Float[Tensor, "n"]]]
 """Named terms, one value a sample each; their sum is minimized."""
@@ -81,40 +83,59 @@ class Inner:
 
 @dataclass(frozen=True)
 class Field:
-    """What every method has: the model and how its fields are read and written down."""
+    """What every method has: the model, how its fields are read, and how they are written down."""
 
+    method: str
+    """Module name of the method."""
+    config: Schema
+    form: FormSpec
+    """What it was built for."""
     model: nn.Module
     read: Read
     layers: list[dict[str, Any]]
-    """The network for the field specification."""
+    """The network for the field specification, in order of evaluation."""
     coords: dict[str, Any]
     output: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class PerSample:
-    """A row = weights and latents of a network of its own."""
+class _Strategy:
+    """What the five types share."""
 
     field: Field
-    fit: tuple[Phase, ...]
-    start: Literal["own", "common"] = "own"
-    """Each row starts from draws of its own, or all from one draw that the store keeps."""
+
+    @property
+    def model(self) -> nn.Module:
+        return self.field.model
+
+    @property
+    def read(self) -> Read:
+        return self.field.read
 
 
 @dataclass(frozen=True)
-class Autodecoded:
+class PerSample(_Strategy):
+    """A row = weights and latents of a network of its own."""
+
+    fit: tuple[Phase, ...]
+    start: Literal["own", "common"] = "own"
+    """Each row starts from draws of its own, or all from one draw that the store keeps."""
+    train: tuple[Phase, ...] = ()
+    """Always empty: nothing is shared but fixed encodings and a common start."""
+
+
+@dataclass(frozen=True)
+class Autodecoded(_Strategy):
     """A row = latents; the network is shared, trained together with the latents of some rows."""
 
-    field: Field
     train: tuple[Phase, ...]
     fit: tuple[Phase, ...]
 
 
 @dataclass(frozen=True)
-class MetaLearned:
+class MetaLearned(_Strategy):
     """A row = what a few inner steps make of a learned start."""
 
-    field: Field
     rows: tuple[str, ...]
     """Prefixes of the parameters that the inner loop adapts."""
     inner: Inner
@@ -123,10 +144,9 @@ class MetaLearned:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Encoded(_Strategy):
     """A row = latents that an encoder computes from the context."""
 
-    field: Field
     encode: Callable[[Bound, Batch, Draw], tuple[Tensors, dict[str, Tensor]]]
     """Rows, and loss terms of its own (a divergence from the prior)."""
     size: Size
@@ -136,10 +156,9 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(_Strategy):
     """A row = latents; in training they are drawn from a prior, in fitting found by inversion."""
 
-    field: Field
     prior: Callable[[Bound, Draw], Tensors]
     train: tuple[Phase, ...]
     fit: tuple[Phase, ...] = ()

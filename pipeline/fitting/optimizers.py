@@ -35,15 +35,19 @@ class Adam:
         step: Int[Tensor, "n"],
         go: Bool[Tensor, "n"],
         factor: Float[Tensor, "n"] | None = None,
+        at: Int[Tensor, "n"] | None = None,
     ) -> tuple[Float[Tensor, "n p"], list[Float[Tensor, "n p"]]]:
-        """New values and moments; `step` counts earlier updates of each row."""
+        """New values and moments.
+
+        `step` counts earlier updates of each row; the rate is that of step `at`, if it is another.
+        """
         beta_1, beta_2 = self.betas
         if self.clip is not None:
             gradient = clip_rows(gradient, self.clip)
         first = torch.lerp(moments[0], gradient, 1 - beta_1)
         second = torch.addcmul(moments[1] * beta_2, gradient, gradient, value=1 - beta_2)
         count = (step + 1).to(torch.float64)
-        rate = schedule(self.rate)(step).to(torch.float64)
+        rate = schedule(self.rate)(step if at is None else at).to(torch.float64)
         rate = rate if factor is None else rate * factor
         size = (rate / (1 - beta_1**count)).to(values.dtype)[:, None]
         root = (1 - beta_2**count).sqrt().to(values.dtype)[:, None]
@@ -67,10 +71,11 @@ class Sgd:
     def moments(self) -> int:
         return 1 if self.momentum else 0
 
-    def update(self, values, gradient, moments, step, go, factor=None):
+    def update(self, values, gradient, moments, step, go, factor=None, at=None):
+        """As `Adam.update`."""
         if self.clip is not None:
             gradient = clip_rows(gradient, self.clip)
-        rate = schedule(self.rate)(step)
+        rate = schedule(self.rate)(step if at is None else at)
         rate = (rate if factor is None else rate * factor).to(values.dtype)[:, None]
         go = go[:, None]
         direction = gradient

@@ -12,16 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.draw import Draw
-from pipeline.fields.bind import Tensors
+from pipeline.fields.bind import RATE, START, Tensors
 from pipeline.fields.initializers import start_once, start_rows
 from pipeline.fields.latent import latent_names
 from pipeline.fitting.method import MetaLearned, Method, PerSample, row_names, shared_names
 from schemas.store import ArraySpec
-
-START = "start."
-"""Shared entries under this prefix are a common or learned start of rows."""
-RATE = "rate."
-"""Shared entries under this prefix are learned rates of inner steps."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ def _stored(method: Method) -> tuple[Layout, dict[str, str]]:
 
 
 def row_arrays(method: Method) -> tuple[ArraySpec, ...]:
-    """The arrays of a store that hold rows: `params`, `latents/<name>`."""
+    """The arrays of a store: `params` and `latents/<name>` with rows, then `shared/<name>`."""
     layout, latents = _stored(method)
     arrays = []
     if layout.names:
@@ -91,7 +86,7 @@ def row_arrays(method: Method) -> tuple[ArraySpec, ...]:
         shape = shapes[name]
         dims = tuple(f"{latent.replace('.', '_')}_{i}" for i in range(len(shape)))
         arrays.append(ArraySpec(name=f"latents/{latent}", shape=shape, dims=dims))
-    return tuple(arrays)
+    return (*arrays, *shared_arrays(start_shared(method, 0)))
 
 
 def shared_arrays(shared: Tensors) -> tuple[ArraySpec, ...]:
@@ -147,8 +142,8 @@ def unpack_shared(arrays: dict[str, np.ndarray], device: str | torch.device = "c
 
 def bindable(method: Method, shared: Tensors, rows: Tensors) -> Tensors:
     """Everything the model is bound to: rows, and shared without starts and rates."""
-    kept = {k: v for k, v in shared.items() if not k.startswith((START, RATE))}
-    return {**kept, **rows}
+    names = set(shared_names(method))
+    return {**{k: v for k, v in shared.items() if k in names}, **rows}
 
 
 def start_shared(method: Method, seed: int, device: str | torch.device = "cpu") -> Tensors:

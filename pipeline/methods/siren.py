@@ -91,11 +91,14 @@ def build(config: Config, form: FormSpec) -> Method:
         target = Target(mse_of_psnr(config.target_psnr), "mse", describe=_decibel)
     phase = Phase(
         steps=config.steps,
-        size=Size(pixels=ALL if config.pixels is None else config.pixels),
+        size=Size(pixels=ALL, most=4096) if config.pixels is None else Size(pixels=config.pixels),
         updates=(Descend(loss, {"": Adam(rate)}),),
         target=target,
     )
     field = Field(
+        method="siren",
+        config=config,
+        form=form,
         model=model,
         read=read,
         layers=[*model.describe(""), {"kind": "affine", "scale": 0.5, "offset": 0.5}],
