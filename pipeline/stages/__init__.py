@@ -11,6 +11,7 @@ from pipeline.stages.evaluate import (
     evaluate_finish,
     finish,
     plan_evaluate,
+    prepared_line,
     summarize,
 )
 from pipeline.stages.fit import Fitter
@@ -30,6 +31,7 @@ __all__ = [
     "plan_evaluate",
     "plan_fit",
     "prepare",
+    "prepared_line",
     "summarize",
     "train_shared",
     "trained",

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import store as stores
+from pipeline.ingest.prepared import Prepared
 from pipeline.stages.common import peak_bytes, prepared_of
 from pipeline.stages.plan import NORMALIZATION, PICTURE
 from pipeline.storage import Objects, open_objects
@@ -157,7 +158,7 @@ class Evaluator:
 
     def measure(self, chunk: int) -> dict[str, Any]:
         """Meshes the rows of a chunk, compares them with the held-out surface points, writes."""
-        from pipeline.evaluate.metrics import mesh_metric_columns, mesh_metrics
+        from pipeline.evaluate.mesh_metrics import mesh_metric_columns, mesh_metrics
 
         started = time.monotonic()
         rows = self.all_rows[chunk * CHUNK : (chunk + 1) * CHUNK]
@@ -167,7 +168,7 @@ class Evaluator:
             values = mesh_metrics(
                 self.opened,
                 row,
-                self.prepared.rows(self.prepared_row(row), self.prepared_row(row) + 1),
+                line_of_row(self.prepared, self.plan, row),
                 resolution=self.run.evaluate.resolution,
                 points=self.run.evaluate.points,
                 seed=self.run.seed,
@@ -185,12 +186,19 @@ class Evaluator:
             "peak_bytes": peak_bytes(),
         }
 
-    def prepared_row(self, row: int) -> int:
-        """The prepared row of a store row."""
-        for segment in self.plan.segments:
-            if segment.store <= row < segment.store + segment.rows:
-                return row - segment.store + segment.prepared
-        raise ValueError(f"row {row} of {self.run.store.url} is padding")
+
+def line_of_row(prepared: Prepared, plan: Plan, row: int) -> pa.Table:
+    """The prepared line that a store row was fitted to."""
+    for segment in plan.segments:
+        if segment.store <= row < segment.store + segment.rows:
+            at = row - segment.store + segment.prepared
+            return prepared.rows(at, at + 1)
+    raise ValueError(f"row {row} of '{plan.name}' is padding")
+
+
+def prepared_line(run: Run, row: int) -> pa.Table:
+    """The prepared line of a row of the run's store."""
+    return line_of_row(prepared_of(run), stores.load_plan(open_objects(run.store)), row)
 
 
 def evaluate_finish(run: Run) -> Summary:

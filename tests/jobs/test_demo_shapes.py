@@ -1,21 +1,10 @@
 """The procedural shapes of the examples are closed, reproducible and readable in every format."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 
+from jobs.demo_shapes import make_shapes
 from pipeline.ingest.meshes import decode_shape
 from schemas.run import ShapeIngest
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "make_shapes.py"
-
-
-def make_shapes(*args):
-    spec = importlib.util.spec_from_file_location("make_shapes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_shapes(*args)
 
 
 def test_made_shapes_are_closed_and_have_an_inside(tmp_path):
