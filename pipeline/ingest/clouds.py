@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from pipeline.ingest.mesh import double_areas
-from pipeline.ingest.mesh_files import color_bytes
+from pipeline.ingest.mesh_files import color_bytes, short
 from pipeline.ingest.meshes import READERS, clean_mesh, read_mesh, suffix
 from pipeline.ingest.normalize import normalization, rounded
 from pipeline.ingest.ply import positions, read_ply
@@ -112,7 +112,7 @@ def _read_numpy(data: bytes, kind: str, max_points: int) -> Cloud:
         if kind == ".npz":
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > 200 * max_points:
+            if unpacked > 100 * max_points:
                 raise RejectedSample(Code.TOO_LARGE, f"{unpacked:,} bytes once unpacked")
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
@@ -120,7 +120,7 @@ def _read_numpy(data: bytes, kind: str, max_points: int) -> Cloud:
             arrays = {"points": np.load(io.BytesIO(data), allow_pickle=False)}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, SyntaxError, MemoryError) as error:
         raise RejectedSample(
-            Code.DECODE, f"not a readable {kind[1:].upper()} file: {error}"
+            Code.DECODE, f"not a readable {kind[1:].upper()} file: {short(error)}"
         ) from error
     points = _first(arrays, POSITION_KEYS)
     if points is None and len(arrays) == 1:
@@ -196,7 +196,7 @@ def _from_table(rows: list[list[bytes]], names: list[str]) -> Cloud:
     try:
         table = np.array([[float(word) for word in row] for row in rows])
     except ValueError as error:
-        raise RejectedSample(Code.DECODE, f"the points: {error}") from error
+        raise RejectedSample(Code.DECODE, f"the points: {short(error)}") from error
     return _from_columns(table, names)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.ingest.mesh import Mesh, Texture, joined
-from pipeline.ingest.mesh_files import check_faces
+from pipeline.ingest.mesh_files import check_faces, short
 from pipeline.ingest.pictures import read_picture, resolve
 from schemas.samples import Code, RejectedSample
 
@@ -33,7 +33,7 @@ def read_gltf(data: bytes, files: Mapping[str, bytes], main: str, max_faces: int
     try:
         return _File(document, binary, files, main, max_faces).mesh()
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        what = f"{type(error).__name__}: {error}"
+        what = f"{type(error).__name__}: {short(error)}"
         raise RejectedSample(Code.DECODE, f"the glTF file is malformed ({what})") from error
 
 

@@ -19,7 +19,12 @@ def numbers(text: bytes, what: str) -> np.ndarray:
     try:
         return np.array(list(map(float, text.split())), np.float64)
     except ValueError as error:
-        raise RejectedSample(Code.DECODE, f"{what}: {error}") from error
+        raise RejectedSample(Code.DECODE, f"{what}: {short(error)}") from error
+
+
+def short(error: Exception) -> str:
+    """An error's text, cut: it may quote a whole file."""
+    return str(error)[:120]
 
 
 def check_faces(count: int, max_faces: int) -> None:
@@ -121,7 +126,9 @@ def _obj_vertices(positions):
     try:
         flat = np.fromiter(map(float, chain.from_iterable(positions)), np.float64)
     except ValueError as error:
-        raise RejectedSample(Code.DECODE, f"a vertex line of the OBJ file: {error}") from error
+        raise RejectedSample(
+            Code.DECODE, f"a vertex line of the OBJ file: {short(error)}"
+        ) from error
     table = flat.reshape(-1, width)
     colors = color_bytes(table[:, 3:6]) if width in (6, 7) else None
     return np.ascontiguousarray(table[:, :3]), colors
@@ -132,7 +139,7 @@ def _obj_corners(text: bytes, lines: int):
     try:
         values = np.fromiter(map(int, text.split()), np.int64)
     except (ValueError, OverflowError) as error:
-        raise RejectedSample(Code.DECODE, f"a face line of the OBJ file: {error}") from error
+        raise RejectedSample(Code.DECODE, f"a face line of the OBJ file: {short(error)}") from error
     ends = np.flatnonzero(values == 0)
     if len(ends) != lines - 1:
         raise RejectedSample(Code.DECODE, "a face names vertex 0; OBJ counts from 1")
@@ -228,21 +235,10 @@ _STL_FACE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attrib
 
 def read_stl(data: bytes, max_faces: int) -> Mesh:
     """STL, binary or text; the solids of a text file are its parts."""
-    if len(data) >= 84:
-        count = int.from_bytes(data[80:84], "little")
-        size = 84 + 50 * count
-        if len(data) == size or data.lstrip()[:5].lower() != b"solid":
-            check_faces(count, max_faces)
-            if len(data) < size:
-                raise RejectedSample(
-                    Code.DECODE,
-                    f"truncated STL: {count:,} faces need {size:,} bytes, there are {len(data):,}",
-                )
-            corners = np.frombuffer(data, _STL_FACE, count, 84)["corners"]
-            return _loose(corners.astype(np.float64))
     text = data.lstrip()
-    if text[:5].lower() != b"solid":
-        raise RejectedSample(Code.DECODE, f"neither binary nor text STL ({len(data)} bytes)")
+    named = text[:5].lower() == b"solid"
+    if not (named and (b"facet" in text[:4096].lower() or b"endsolid" in text[-4096:].lower())):
+        return _read_binary_stl(data, max_faces)
     lower = text.lower() if b"vertex" not in text else text
     found = re.findall(rb"\bvertex\s+(\S+)\s+(\S+)\s+(\S+)", lower)
     check_faces(len(found) // 3, max_faces)
@@ -252,6 +248,19 @@ def read_stl(data: bytes, max_faces: int) -> Mesh:
         )
     mesh = _loose(numbers(b" ".join(chain.from_iterable(found)), "STL").reshape(-1, 3, 3))
     return _with_solids(mesh, lower)
+
+
+def _read_binary_stl(data: bytes, max_faces: int) -> Mesh:
+    count = int.from_bytes(data[80:84], "little")
+    size = 84 + 50 * count
+    if len(data) < 84 or len(data) < size:
+        raise RejectedSample(
+            Code.DECODE,
+            f"truncated, or no STL: {count:,} faces need {size:,} bytes, there are {len(data):,}",
+        )
+    check_faces(count, max_faces)
+    corners = np.frombuffer(data, _STL_FACE, count, 84)["corners"]
+    return _loose(corners.astype(np.float64))
 
 
 def _loose(corners):
@@ -315,7 +324,7 @@ def read_off(data: bytes, max_faces: int) -> Mesh:
         used = [row[1 : n + 1] for row, n in zip(rows, counts)]
         corners = np.fromiter(map(int, chain.from_iterable(used)), np.int64)
     except (ValueError, OverflowError) as error:
-        raise RejectedSample(Code.DECODE, f"a face line of the OFF file: {error}") from error
+        raise RejectedSample(Code.DECODE, f"a face line of the OFF file: {short(error)}") from error
     if (counts < 0).any() or len(corners) != counts.sum():
         raise RejectedSample(Code.DECODE, "a face line of the OFF file is shorter than it says")
     faces, polygon, _ = polygon_mesh(vertices, corners, counts, max_faces)

@@ -32,6 +32,7 @@ READERS: dict[str, Reader] = {
     ".vrml": lambda data, files, main, limit: read_vrml(data, limit),
 }
 SHAPE_SUFFIXES = tuple(READERS)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FLAT = 1e-6
 """Thickness, as a part of the extent, below which a mesh is flat."""
 
@@ -74,7 +75,8 @@ def read_mesh(files: Mapping[str, bytes], main: str, max_faces: int) -> Mesh:
         if not files[name].strip(b"\0 \t\r\n"):
             raise RejectedSample(Code.EMPTY, f"{posixpath.basename(name)} is empty")
         try:
-            mesh = READERS[suffix(name)](files[name], files, name, max_faces)
+            data = files[name].removeprefix(BYTE_ORDER_MARK)
+            mesh = READERS[suffix(name)](data, files, name, max_faces)
         except RejectedSample as error:
             if len(names) == 1:
                 raise

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.ingest.mesh import Mesh
-from pipeline.ingest.mesh_files import check_faces, color_bytes, polygon_mesh
+from pipeline.ingest.mesh_files import check_faces, color_bytes, polygon_mesh, short
 from schemas.samples import Code, RejectedSample
 
 TYPES = {
@@ -69,7 +69,7 @@ def read_ply(data: bytes, max_faces: int, max_points: int | None = None) -> dict
             else:
                 last.properties.append((words[2], TYPES[words[1]], None))
     except (KeyError, IndexError, ValueError, UnboundLocalError) as error:
-        raise RejectedSample(Code.DECODE, f"PLY header line {' '.join(words)!r}") from error
+        raise RejectedSample(Code.DECODE, f"PLY header line {' '.join(words)[:80]!r}") from error
     if order is None or any(e.count < 0 for e in elements.values()):
         raise RejectedSample(Code.DECODE, "the PLY header lacks its format or a count")
     if "face" in elements:
@@ -87,7 +87,7 @@ def read_ply(data: bytes, max_faces: int, max_points: int | None = None) -> dict
     except _Short as error:
         raise RejectedSample(Code.DECODE, f"truncated PLY: {error}") from error
     except (ValueError, OverflowError) as error:
-        raise RejectedSample(Code.DECODE, f"the PLY body: {error}") from error
+        raise RejectedSample(Code.DECODE, f"the PLY body: {short(error)}") from error
     return elements
 
 

@@ -178,7 +178,7 @@ def sample_shape(
         columns[f"{name}_color"] = _packed(surface_color(mesh, on))
         columns[f"{name}_part"] = _packed(_surface_part(mesh, on))
     return columns | {
-        "part_names": None if mesh.part is None else list(mesh.part_names),
+        "part_names": list(mesh.part_names) if columns["surface_part"] is not None else None,
         "precision": ingest.precision,
         "doubt": doubt,
         "faces": len(faces),

@@ -118,6 +118,7 @@ def cube_obj(face=lambda quad: quad, head="", tail="") -> str:
     [
         cube_obj(),
         cube_obj().replace("\n", "\r\n"),
+        "\ufeff" + cube_obj().lstrip(),
         cube_obj().replace("f ", "  f\t").replace("v ", "v   "),
         cube_obj(lambda q: " ".join(str(int(i) - 9) for i in q.split())),
         cube_obj(lambda q: " ".join(f"{i}//1" for i in q.split()), "vn 0 0 1\n"),
@@ -126,7 +127,7 @@ def cube_obj(face=lambda quad: quad, head="", tail="") -> str:
         cube_obj(lambda q: q + " # a comment", "# head\no thing\ns off\n", "l 1 2\np 1\nf 1 2\n"),
         cube_obj().replace("v 1 -1 -1", "v 1.0e0 -1 -1 1.0"),
     ],
-    ids=["quads", "crlf", "tabs", "negative", "normals", "uv", "continued", "comments", "w"],
+    ids=["quads", "crlf", "bom", "tabs", "negative", "normals", "uv", "continued", "comments", "w"],
 )
 def test_odd_obj_files_are_a_cube(text):
     mesh = read(text, "c.obj")
@@ -272,7 +273,10 @@ def test_trailing_bytes_and_other_elements_of_a_ply_are_passed_over():
 
 def test_a_binary_stl_that_begins_with_solid_is_binary():
     data = bunny_like().export(file_type="stl")
-    assert len(read(b"solid made".ljust(80, b" ") + data[80:], "s.stl").faces) == 320
+    for tail in (b"", b"\n trailing"):
+        assert len(read(b"solid made".ljust(80, b" ") + data[80:] + tail, "s.stl").faces) == 320
+    rejected(b"solid made".ljust(80, b" ") + data[80:-9], "s.stl", Code.DECODE, "320 faces need")
+    rejected("solid nothing\nendsolid nothing\n", "s.stl", Code.EMPTY, "no faces")
 
 
 def test_the_solids_of_a_text_stl_are_parts():
@@ -515,6 +519,7 @@ FLAT = "v 0 0 0\nv 1 1 1\nv 0 1 0.5\nv 1 2 1.5\nf 1 2 3\nf 2 4 3\n"  # in an obl
         ("a.obj", CUBE + "f 1 2 99\n", Code.DECODE, "vertex 98"),
         ("a.obj", CUBE + "f 0 1 2\n", Code.DECODE, "vertex 0"),
         ("a.obj", CUBE + "f 1 2 x\n", Code.DECODE, "face line"),
+        ("a.obj", CUBE + "f 1 2 " + "x" * 10**6, Code.DECODE, r"^.{1,200}$"),
         ("a.obj", cube_obj().replace("v 1 1 1", "v 1 one 1"), Code.DECODE, "one"),
         ("a.obj", cube_obj().replace("v 1 1 1", "v 1 1"), Code.DECODE, "three numbers"),
         ("a.obj", cube_obj().replace("v 1 1 1", "v 1 nan 1"), Code.NAN_INPUT, "1 of 8"),
@@ -532,7 +537,7 @@ FLAT = "v 0 0 0\nv 1 1 1\nv 0 1 0.5\nv 1 2 1.5\nf 1 2 3\nf 2 4 3\n"  # in an obl
             Code.DECODE,
             "truncated",
         ),
-        ("a.stl", b"\1" * 60, Code.DECODE, "neither binary nor text"),
+        ("a.stl", b"\1" * 60, Code.DECODE, "truncated, or no STL"),
         ("a.ply", CLOUD.replace("vertex 3", "vertex 9"), Code.DECODE, "truncated PLY"),
         ("a.ply", CLOUD.partition("end")[0], Code.DECODE, "header is cut off"),
         ("a.ply", CLOUD.replace("float x", "quux x"), Code.DECODE, "header line"),
