@@ -143,20 +143,26 @@ class OpenedStore:
 
     # --- using a row ------------------------------------------------------------------------
 
+    def row_tensors(self, row: int | str) -> dict[str, Tensor]:
+        """What a row owns, by parameter name, each with a sample axis of length 1."""
+        number = self.row_number(row)
+        line = self.line(number)
+        status = RowStatus(line["status"])
+        if status not in USABLE:
+            reason = " ".join(filter(None, (line["code"], line["message"])))
+            raise ValueError(
+                f"row {number} ('{line['sample_id']}') has no field: it is {status.name.lower()}"
+                + (f" ({reason})" if reason else "")
+            )
+        names = [spec.name for spec in self.plan.arrays if spec.rows]
+        arrays = {name: self.reader.array(name, [number]) for name in names}
+        return unpack(self.method, arrays, self.device)
+
     def bound(self, row: int | str) -> Bound:
         """The model closed over a row's tensors, sample axis of length 1; the last one is kept."""
         number = self.row_number(row)
         if self._bound is None or self._bound[0] != number:
-            status = RowStatus(self.line(number)["status"])
-            if status not in USABLE:
-                line = self.line(number)
-                raise ValueError(
-                    f"row {number} ('{line['sample_id']}') has no field: {status.name.lower()}"
-                    f" {line['code']} {line['message']}".rstrip()
-                )
-            names = [spec.name for spec in self.plan.arrays if spec.rows]
-            arrays = {name: self.reader.array(name, [number]) for name in names}
-            rows = unpack(self.method, arrays, self.device)
+            rows = self.row_tensors(number)
             tensors = bindable(self.method, self.shared, rows)
             self._bound = number, bind(self.method.field.model, tensors)
         return self._bound[1]

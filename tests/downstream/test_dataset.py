@@ -200,12 +200,11 @@ def test_windows_bound_what_is_held(store, monkeypatch):
     assert sorted(seen) == USABLE_ROWS
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_share_rows_after_use_in_the_parent(store, context):
+def test_forked_workers_share_rows_after_use_in_the_parent(store):
     stream = RowStream(store, "code", batch_size=5)
     next(iter(stream))  # the parent has its client open
     loader = DataLoader(
-        stream, batch_size=None, num_workers=2, multiprocessing_context=context, timeout=60
+        stream, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60
     )
     items = list(loader)
     for item in items:
@@ -266,22 +265,30 @@ def test_a_store_in_memory_names_the_way_out(memory):
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_s3_workers_do_not_hang_after_use_in_the_parent(s3, context):
+def test_forked_s3_workers_do_not_hang_after_use_in_the_parent(s3):
     finished(s3("t.zarr"), make_plan((22,)))
     stream = RowStream(s3("t.zarr"), "code", batch_size=4)
-    assert sorted(rows_of(stream)) == list(range(22))
-    loader = DataLoader(
-        stream, batch_size=None, num_workers=2, multiprocessing_context=context, timeout=60
-    )
-    assert sorted(rows_of(loader)) == list(range(22))
     dataset = RowDataset(s3("t.zarr"), "code")
+    assert sorted(rows_of(stream)) == list(range(22))
     dataset[0]
-    loader = DataLoader(
-        dataset, batch_size=6, num_workers=1, multiprocessing_context=context, timeout=60
-    )
-    for item in loader:
+    options = {"multiprocessing_context": "fork", "timeout": 60}
+    loader = DataLoader(stream, batch_size=None, num_workers=2, **options)
+    assert sorted(rows_of(loader)) == list(range(22))
+    for item in DataLoader(dataset, batch_size=6, num_workers=1, **options):
         check(item)
+    open_objects(s3("t.zarr")).delete(shard_key(LATENT, 1))
+    with pytest.raises(RuntimeError, match="is missing: the store is damaged"):
+        list(DataLoader(stream, batch_size=None, num_workers=1, **options))
+
+
+@pytest.mark.s3
+def test_spawned_s3_workers_find_the_credentials_themselves(s3):
+    finished(s3("t.zarr"), make_plan((5,)))
+    stream = RowStream(s3("t.zarr"), "code", batch_size=4)
+    loader = DataLoader(
+        stream, batch_size=None, num_workers=1, multiprocessing_context="spawn", timeout=90
+    )
+    assert sorted(rows_of(loader)) == list(range(5))
 
 
 def test_what_travels_holds_no_credential(store, monkeypatch):

@@ -52,7 +52,7 @@ FIELDS = {f.__name__: f for f in (sphere, torus, plate, beads, steep)} | {"netwo
 
 
 @pytest.mark.parametrize("name", FIELDS)
-@pytest.mark.parametrize("resolution", [64, 100])
+@pytest.mark.parametrize("resolution", [64, 90])
 def test_sparse_equals_dense(name, resolution):
     sparse = extract_mesh(FIELDS[name], resolution)
     dense = extract_mesh(FIELDS[name], resolution, lipschitz=None)
@@ -65,7 +65,7 @@ def test_sparse_equals_dense(name, resolution):
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_dense_equals_marching_cubes_of_the_whole_volume(name):
-    resolution = 80
+    resolution = 66
     mesh = extract_mesh(FIELDS[name], resolution, lipschitz=None)
     index = np.stack(np.meshgrid(*[np.arange(resolution + 1)] * 3, indexing="ij"), -1)
     coords = torch.from_numpy((-1 + index.reshape(-1, 3) * (2 / resolution)).astype(np.float32))

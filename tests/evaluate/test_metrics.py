@@ -13,7 +13,8 @@ from pipeline.evaluate import metrics
 from pipeline.evaluate.prepared_lines import held_out_pixels, line_of
 from pipeline.fitting.method import Field, PerSample
 from pipeline.samples import load_samples, pixel_coords
-from schemas.samples import GRID, IDENTITY
+from schemas.base import Schema
+from schemas.samples import GRID, IDENTITY, FormSpec
 from tests.evaluate.prepared import picture_table, shape_table
 
 
@@ -125,7 +126,8 @@ def test_measure_binds_each_row_to_its_own_tensors():
         def forward(self, coords):
             return (self.gain * self.level)[:, None, :].expand(len(coords), coords.shape[1], 1)
 
-    field = Field(Constant(), lambda bound, x: {"color": bound(x)}, [], {}, {})
+    form = FormSpec(kind="images", channels=1, dims=2)
+    field = Field("", Schema(), form, Constant(), lambda bound, x: {"color": bound(x)}, [], {}, {})
     table = picture_table(pictures=[np.zeros((4, 4, 1)), np.ones((4, 4, 1))], channels=1)
     rows = {"level": torch.tensor([[0.05], [0.45]])}
     shared = {"gain": torch.tensor(2.0), "start.level": torch.zeros(1)}

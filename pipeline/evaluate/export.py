@@ -1,0 +1,76 @@
+"""One row as a file of a common format: a mesh, a picture, or its parameters by name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.evaluate.opened import OpenedStore, open_store
+from schemas.base import Location
+
+MESHES = (".ply", ".obj", ".glb")
+SUFFIXES = (*MESHES, ".png", ".npz")
+
+
+def export(
+    store: OpenedStore | Location | str,
+    row: int | str,
+    path: str | Path,
+    *,
+    resolution: int | tuple[int, int] | None = None,
+    original_units: bool = True,
+) -> Path:
+    """Writes a row (number or sample id) to a file; the suffix decides what.
+
+    Args:
+        path: `.ply`, `.obj`, `.glb`: the mesh of a shape; `.png`: a picture (of shapes: a shaded
+            view); `.npz`: the row's own parameters by name.
+        resolution: Cells an axis of a mesh (default 128), or pixels of the longer side of a picture
+            (default: its own size).
+
+    Raises:
+        ValueError: Unknown sample (the nearest are named) or suffix, or no such form of a row.
+    """
+    if not isinstance(store, OpenedStore):
+        store = open_store(store)
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"'{path.name}': cannot write '{suffix}'; known: {', '.join(SUFFIXES)}")
+    number = store.row_number(row)
+    if suffix in MESHES:
+        cells = max(resolution) if isinstance(resolution, tuple) else resolution or 128
+        data = _mesh_bytes(store, number, suffix, cells, original_units)
+    elif suffix == ".png":
+        sink = io.BytesIO()
+        store.render(number, resolution).to_image().save(sink, "png")
+        data = sink.getvalue()
+    else:
+        sink = io.BytesIO()
+        np.savez(sink, **parameters(store, number))
+        data = sink.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def parameters(store: OpenedStore, row: int | str) -> dict[str, np.ndarray]:
+    """What a row owns, by parameter name: network weights and latents."""
+    return {name: value[0].cpu().numpy() for name, value in store.row_tensors(row).items()}
+
+
+def _mesh_bytes(
+    store: OpenedStore, row: int, suffix: str, resolution: int, original_units: bool
+) -> bytes:
+    mesh = store.mesh(row, resolution, original_units=original_units)
+    line = store.line(row)
+    mesh.metadata.clear()
+    mesh.metadata["name"] = line["sample_id"]
+    if suffix == ".obj":
+        # no normals and no material: what a reader computes is what the surface has
+        text = mesh.export(file_type="obj", include_normals=False, header=f"{line['sample_id']!a}")
+        return text.encode() if isinstance(text, str) else text
+    data = mesh.export(file_type=suffix[1:])
+    return data if isinstance(data, bytes) else data.encode()
