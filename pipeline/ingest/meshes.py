@@ -11,8 +11,9 @@ import numpy as np
 
 from pipeline.ingest.gltf import gltf_references, read_gltf
 from pipeline.ingest.mesh import Mesh, compacted, joined
-from pipeline.ingest.mesh_files import check_faces, read_obj, read_off, read_stl
+from pipeline.ingest.mesh_files import check_faces, read_off, read_stl
 from pipeline.ingest.normalize import normalization
+from pipeline.ingest.obj import read_obj
 from pipeline.ingest.pictures import resolve
 from pipeline.ingest.ply import ply_mesh, read_ply
 from pipeline.ingest.sampling import sample_shape
