@@ -1,0 +1,262 @@
+"""Forward, backward and update of one small network, tile of points by tile of points.
+
+Layout of a flat row, widths padded to whole vectors (the padding has zero weights and zero
+gradients, and stays zero): layer 0 as [4, width] with the bias after the rows of the coordinates,
+hidden layers as [out, in], the last one as [4, width], then biases of the hidden layers and, as 4
+numbers, of the last one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from pipeline.fitting.fused import simd
+
+SQUARED, ABSOLUTE, CLAMPED = 0, 1, 2
+"""Losses: squared error; absolute error to a clamped distance; both sides clamped."""
+FEW = 4
+"""Columns kept for coordinates (at most three, and the constant 1) and for channels."""
+ROWS, LANES = simd.ROWS, simd.LANES
+WIDEST = simd.BLOCKS[0]
+
+
+class Net(NamedTuple):
+    """A network as the compiled loop sees it."""
+
+    width: int
+    """A multiple of `LANES`."""
+    hidden: int
+    """Layers from `width` to `width`."""
+    channels: int
+    sine: bool
+    """Sine, or positive part."""
+    scales: np.ndarray
+    """Factor of weight and bias of each layer."""
+    loss: int
+    """`SQUARED`, `ABSOLUTE` or `CLAMPED`."""
+    clamp: float
+    tile: int
+    """Points whose activations are alive at a time, a multiple of `ROWS`."""
+
+
+class Room(NamedTuple):
+    """Memory for one network's steps."""
+
+    scaled: np.ndarray
+    """Weights times their layer's factor."""
+    turned: np.ndarray
+    """The hidden ones, transposed."""
+    gradient: np.ndarray
+    tiles: np.ndarray
+    """A zero vector of one width, then values, slopes and two errors of a tile."""
+    out: np.ndarray
+    error: np.ndarray
+
+
+@njit(nogil=True)
+def make_room(net, size):
+    strip = net.tile * net.width
+    return Room(
+        np.zeros(size, np.float32),
+        np.zeros(max(net.hidden, 1) * net.width * net.width, np.float32),
+        np.zeros(size, np.float32),
+        np.zeros(net.width + strip * (2 * net.hidden + 4), np.float32),
+        np.zeros(net.tile * FEW, np.float32),
+        np.zeros(net.tile * FEW, np.float32),
+    )
+
+
+def _strip(kind: str):
+    """`ROWS` rows of a product over all its columns, in blocks as wide as still fit."""
+    wide = simd.product(ROWS, WIDEST, kind)
+    two = simd.product(ROWS, 2, kind)
+    one = simd.product(ROWS, 1, kind)
+
+    @njit(nogil=True)
+    def strip(a, a_row, a_k, b, start, start_row, c, extra, depth, width):
+        n = 0
+        while n + WIDEST * LANES <= width:
+            o = 4 * n
+            wide(a, a_row, a_k, b + o, width, start + o, start_row, c + o, width, extra + o, depth)
+            n += WIDEST * LANES
+        while n + 2 * LANES <= width:
+            o = 4 * n
+            two(a, a_row, a_k, b + o, width, start + o, start_row, c + o, width, extra + o, depth)
+            n += 2 * LANES
+        while n < width:
+            o = 4 * n
+            one(a, a_row, a_k, b + o, width, start + o, start_row, c + o, width, extra + o, depth)
+            n += LANES
+
+    return strip
+
+
+_plain, _scaled = _strip("plain"), _strip("scaled")
+
+
+@njit(nogil=True)
+def activate(a, depth, weight, bias, value, slope, width, points, sine):
+    """value = act(a W^T + b), slope = act' there; `a` [points, depth], `weight` [depth, width]."""
+    for p in range(0, points, ROWS):
+        at = value + 4 * p * width
+        _plain(a + 4 * p * depth, depth, 1, weight, bias, 0, at, at, depth, width)
+    if sine:
+        for i in range(0, 4 * points * width, 4 * LANES):
+            simd.sincos(value + i, slope + i)
+    else:
+        for i in range(0, 4 * points * width, 4 * LANES):
+            simd.relu(value + i, slope + i)
+
+
+@njit(nogil=True)
+def pull_back(error, row, depth, weight, zeros, slope, out, width, points):
+    """out = (error W) slope: the error of the layer below, before its activation."""
+    for p in range(0, points, ROWS):
+        at = 4 * p * width
+        _scaled(error + 4 * p * row, row, 1, weight, zeros, 0, out + at, slope + at, depth, width)
+
+
+@njit(nogil=True)
+def accumulate(error, rows, a, gradient, width, points):
+    """gradient += error^T a; `error` [points, rows], `a` [points, width]."""
+    for r in range(0, rows, ROWS):
+        g = gradient + 4 * r * width
+        _plain(error + 4 * r, 1, rows, a, g, width, g, g, points, width)
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def compare(net, out, wanted, share, error, count):
+    """Sum of the points' losses times `share`; `error` becomes its gradient.
+
+    As in PyTorch, the derivative of a clamp is 1 at its bounds, that of the absolute value 0 at 0.
+    Wanted distances come clamped.
+    """
+    total = np.float32(0)
+    if net.loss == SQUARED:
+        for i in range(count):
+            e = out[i] - wanted[i]
+            total += e * e
+            error[i] = np.float32(2) * share * e
+        return total * share
+    clamp = np.float32(net.clamp)
+    for i in range(count):
+        y = out[i]
+        inside = np.float32(1)
+        if net.loss == CLAMPED:
+            inside = np.float32(1) if -clamp <= y <= clamp else np.float32(0)
+            y = min(max(y, -clamp), clamp)
+        e = y - wanted[i]
+        total += abs(e)
+        sign = np.float32(1) if e > 0 else (np.float32(-1) if e < 0 else np.float32(0))
+        error[i] = share * sign * inside
+    return total * share
+
+
+@njit(nogil=True)
+def learn(net, room, coords, wanted, points, share):
+    """Loss over all points, and its gradient by the scaled weights in `room.gradient`."""
+    width, hidden, tile, channels = net.width, net.hidden, net.tile, net.channels
+    gradient, out, error = room.gradient, room.out, room.error
+    gradient[:] = 0
+    first = FEW * width
+    last = first + hidden * width * width
+    biases = last + FEW * width
+    last_bias = biases + hidden * width
+    g, w, t = gradient.ctypes.data, room.scaled.ctypes.data, room.turned.ctypes.data
+    strip = 4 * tile * width
+    zeros = room.tiles.ctypes.data
+    values = zeros + 4 * width
+    slopes = values + strip * (hidden + 1)
+    errors = slopes + strip * (hidden + 1)
+    other = errors + strip
+    top, slope = values + hidden * strip, slopes + hidden * strip
+    total = 0.0
+    for p in range(0, points, tile):
+        count = min(tile, points - p)
+        x = coords.ctypes.data + 4 * p * FEW
+        activate(x, FEW, w, zeros, values, slopes, width, count, net.sine)
+        for h in range(hidden):
+            below = values + h * strip
+            bias = w + 4 * (biases + h * width)
+            turned = t + 4 * h * width * width
+            above = slopes + (h + 1) * strip
+            activate(below, width, turned, bias, below + strip, above, width, count, net.sine)
+        for i in range(count):
+            a = top + 4 * i * width
+            for c in range(channels):
+                sum_ = simd.dot(a, w + 4 * (last + c * width), width // LANES)
+                out[i * FEW + c] = room.scaled[last_bias + c] + sum_
+        total += compare(net, out, wanted[p * FEW :], share, error, count * FEW)
+        for c in range(channels):
+            part = np.float32(0)
+            for i in range(count):
+                part += error[i * FEW + c]
+            gradient[last_bias + c] += part
+        e = error.ctypes.data
+        accumulate(e, FEW, top, g + 4 * last, width, count)
+        pull_back(e, FEW, channels, w + 4 * last, zeros, slope, errors, width, count)
+        for h in range(hidden - 1, -1, -1):
+            place = 4 * (first + h * width * width)
+            below = slopes + h * strip
+            accumulate(errors, width, values + h * strip, g + place, width, count)
+            for n in range(0, width, LANES):
+                simd.add_rows(errors + 4 * n, width, count, g + 4 * (biases + h * width + n))
+            pull_back(errors, width, width, w + place, zeros, below, other, width, count)
+            errors, other = other, errors
+        accumulate(x, FEW, errors, g, width, count)
+    return total
+
+
+@njit(nogil=True)
+def _times(values, start, count, factor, out):
+    if factor == 1:
+        out[start : start + count] = values[start : start + count]
+    else:
+        for i in range(start, start + count):
+            out[i] = values[i] * factor
+
+
+@njit(nogil=True)
+def rescale(net, values, out):
+    """Weights and biases (or their gradients) times the factors of their layers."""
+    width, hidden = net.width, net.hidden
+    _times(values, 0, FEW * width, net.scales[0], out)
+    at = FEW * width
+    for h in range(hidden):
+        _times(values, at, width * width, net.scales[h + 1], out)
+        at += width * width
+    _times(values, at, FEW * width, net.scales[hidden + 1], out)
+    at += FEW * width
+    for h in range(hidden):
+        _times(values, at, width, net.scales[h + 1], out)
+        at += width
+    _times(values, at, FEW, net.scales[hidden + 1], out)
+
+
+@njit(nogil=True)
+def prepare(net, row, room):
+    """What the passes read of a row: scaled weights, and the hidden ones also transposed."""
+    rescale(net, row, room.scaled)
+    width = net.width
+    for h in range(net.hidden):
+        place, turn = FEW * width + h * width * width, h * width * width
+        for o in range(width):
+            for i in range(width):
+                room.turned[turn + i * width + o] = room.scaled[place + o * width + i]
+
+
+@njit(nogil=True, error_model="numpy")
+def adam(row, gradient, first, second, beta_1, beta_2, eps, size, root):
+    """One update; operations and their order as in `optimizers.Adam`."""
+    a, b = np.float32(1 - beta_1), np.float32(1 - beta_2)
+    keep = np.float32(beta_2)
+    for i in range(row.size):
+        g = gradient[i]
+        m = first[i] + a * (g - first[i])
+        v = second[i] * keep + b * (g * g)
+        first[i] = m
+        second[i] = v
+        row[i] -= m * size / (np.sqrt(v) / root + eps)
