@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +19,7 @@ from pipeline.storage import Objects
 from schemas.run import CommonIngest, Dataset
 from schemas.samples import LISTING
 
-PART_ENTRIES = 16_384
+PART_ENTRIES = 1_024
 """Entries of one listing object: bounds the driver's memory and what a worker downloads."""
 IGNORED_BATCH = 1024
 EXAMPLES = 20
@@ -67,10 +68,15 @@ class Freeze:
                 self.counts["changed"] += 1
                 self.changed += [sample_id] if len(self.changed) < EXAMPLES else []
         self.counts["vanished"] += len(known)
-        with ThreadPoolExecutor(PROBES) as pool:
-            for expanded in pool.map(self._expand, entries):
-                for entry in expanded:
+        containers = [e for e in entries if e["type"] != "file" and not e["status"]]
+        with ThreadPoolExecutor(PROBES) if containers else nullcontext() as pool:
+            ranges = iter(pool.map(self._expand, containers) if pool else ())
+            for entry in entries:
+                if entry["type"] == "file" or entry["status"]:
                     self._add(entry)
+                else:
+                    for part in next(ranges):
+                        self._add(part)
 
     def _entry(self, sample_id: str, records: list[list]) -> dict[str, Any]:
         records.sort(key=lambda record: record[1])
@@ -97,8 +103,6 @@ class Freeze:
 
     def _expand(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """A container's entry, cut into ranges of members where their number is known."""
-        if entry["type"] == "file" or entry["status"]:
-            return [entry]
         source, key = self.target.resolve(entry["keys"][0], entry["uri"])
         probe = probe_container(source, key, entry["type"], self.dataset.columns)
         if probe.status:
@@ -153,8 +157,12 @@ class Freeze:
         names, ignored, units_key = self.parts.close(), self.left_out.close(), None
         if self.lines:
             part, batch, entries, size = zip(*self.lines)
-            table = pa.table([[names[p] for p in part], batch, entries, size], schema=UNITS)
-            units_key = _upload(self.prepared, f"listing/{self.number}/units", table.to_batches())
+            units = _Part(UNITS)
+            columns = [[names[p] for p in part], batch, entries, size]
+            units.add(
+                pa.RecordBatch.from_arrays([*map(pa.array, columns, UNITS.types)], schema=UNITS)
+            )
+            units_key = units.upload(self.prepared, f"listing/{self.number}/units")
         return Segment(
             segment=self.number,
             date=date,
@@ -174,39 +182,47 @@ class _Parts:
     def __init__(self, prepared: Objects, stem: str):
         self.prepared, self.stem = prepared, stem
         self.names: list[str] = []
-        self.batches: list[pa.RecordBatch] = []
-        self.held = 0
+        self.part = _Part(LISTING)
 
     def add(self, entries: list[dict[str, Any]]) -> tuple[int, int]:
         """Takes a batch; returns the number of its part and its number in the part."""
-        if self.held + len(entries) > PART_ENTRIES and self.batches:
+        if self.part.entries and self.part.entries + len(entries) > PART_ENTRIES:
             self._flush()
-        self.batches.append(pa.RecordBatch.from_pylist(entries, schema=LISTING))
-        self.held += len(entries)
-        return len(self.names), len(self.batches) - 1
+        self.part.add(pa.RecordBatch.from_pylist(entries, schema=LISTING))
+        return len(self.names), self.part.batches - 1
 
     def _flush(self) -> None:
         name = f"{self.stem}-{len(self.names):05d}"
-        self.names.append(_upload(self.prepared, name, self.batches))
-        self.batches, self.held = [], 0
+        self.names.append(self.part.upload(self.prepared, name))
+        self.part = _Part(LISTING)
 
     def close(self) -> list[str]:
-        if self.batches:
+        if self.part.entries:
             self._flush()
         return self.names
 
 
+class _Part:
+    """One Arrow file in the making."""
+
+    def __init__(self, schema: pa.Schema):
+        self.sink = pa.BufferOutputStream()
+        self.file = pa.ipc.new_file(self.sink, schema)
+        self.entries = self.batches = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.file.write_batch(batch)
+        self.entries += len(batch)
+        self.batches += 1
+
+    def upload(self, prepared: Objects, stem: str) -> str:
+        """Writes the file under a name that contains its hash: two drivers cannot mix."""
+        self.file.close()
+        data = self.sink.getvalue()
+        key = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
+        prepared.put(key, memoryview(data).cast("B"))
+        return key
+
+
 def _objects(entry: dict[str, Any]) -> Iterator[list]:
     return iter((entry["keys"], entry["sizes"], entry["etags"]))
-
-
-def _upload(prepared: Objects, stem: str, batches: list[pa.RecordBatch]) -> str:
-    """Writes an Arrow file under a name that contains its hash: two drivers cannot mix."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batches[0].schema) as file:
-        for batch in batches:
-            file.write_batch(batch)
-    data = sink.getvalue().to_pybytes()
-    key = f"{stem}-{hashlib.sha256(data).hexdigest()[:16]}.arrow"
-    prepared.put(key, data)
-    return key

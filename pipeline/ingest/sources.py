@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import le
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
@@ -19,8 +20,10 @@ from obstore.exceptions import BaseError, InvalidPathError, NotFoundError, Permi
 from pipeline.storage import StorageError, explain, fsspec_client, local_folder, obstore_client
 from schemas.base import Location
 
-LISTERS = 8
-"""Most parallel listings of one bucket."""
+ALONE = 16
+"""Pages of a bucket that are listed one after the other, before several listings run at once."""
+LISTERS = 4
+"""Parallel listings of one bucket: each holds a page or two in memory."""
 READ_BYTES = 4 * 2**20
 """Bytes of one request when an object is read from front to back."""
 SKIPS = 32
@@ -145,14 +148,24 @@ class ObjectSource(Source):
         self.client, self.prefix = obstore_client(location)
 
     def list(self, page: int) -> Iterator[list[Found]]:
-        bounds = self._bounds(page)
-        if len(bounds) == 1:
-            yield from self._range(None, None, page)
-            return
+        last, ordered, pages = "", True, self._range(None, None, page)
+        for number, found in enumerate(pages, 1):
+            keys = [last, *(item.key for item in found)]
+            ordered = ordered and all(map(le, keys, keys[1:]))
+            last = keys[-1]
+            yield found
+            # most listings are short: no threads for them; nor where keys come unordered
+            if number >= ALONE and ordered and self.location.scheme == "s3":
+                pages.close()
+                yield from self._parallel(self._bounds(last, page), page)
+                return
+
+    def _parallel(self, bounds: list[tuple], page: int) -> Iterator[list[Found]]:
+        """The ranges of keys, several at a time."""
         todo: queue.SimpleQueue = queue.SimpleQueue()
         for bound in bounds:
             todo.put(bound)
-        done: queue.Queue = queue.Queue(maxsize=2 * LISTERS)
+        done: queue.Queue = queue.Queue(maxsize=LISTERS)
         stop = threading.Event()
 
         def work() -> None:
@@ -187,11 +200,10 @@ class ObjectSource(Source):
                 except queue.Empty:
                     continue
 
-    def _bounds(self, page: int) -> list[tuple[str | None, str | None]]:
-        """Key ranges (after, up to) to list in parallel: the folders of the first pages' keys."""
+    def _bounds(self, after: str | None, page: int) -> list[tuple[str | None, str | None]]:
+        """Key ranges (after, up to) from `after` on: the folders that a few requests find."""
         bounds: list[tuple[str | None, str | None]] = []
-        after = None
-        for _ in range(SKIPS if self.location.scheme == "s3" else 0):
+        for _ in range(SKIPS):
             found = next(self._range(after, None, page), [])
             if len(found) < page:
                 break

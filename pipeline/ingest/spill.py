@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from hashlib import blake2b
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 BUCKETS = 256
 
@@ -23,13 +23,13 @@ class Buckets:
 
     def __init__(self, folder: str, name: str):
         self.stem = os.path.join(folder, name)
-        self.files: dict[int, TextIO] = {}
+        self.files: dict[int, BinaryIO] = {}
 
     def add(self, name: str, record: list[Any]) -> None:
         bucket = digest(name)[0]
         if bucket not in self.files:
-            self.files[bucket] = open(f"{self.stem}-{bucket}", "w+", buffering=2048)  # noqa: SIM115
-        self.files[bucket].write(json.dumps([name, record], separators=(",", ":")) + "\n")
+            self.files[bucket] = open(f"{self.stem}-{bucket}", "w+b", buffering=4096)  # noqa: SIM115
+        self.files[bucket].write(json.dumps([name, record]).encode() + b"\n")
 
     def read(self, bucket: int) -> list[tuple[str, list[Any]]]:
         """One bucket, sorted, and forgotten; records of one name keep the order of `add`."""
