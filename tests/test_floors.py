@@ -13,6 +13,7 @@ FLOORS = {
     "pipeline.storage": 1,
     "pipeline.ingest": 1,
     "pipeline.store": 1,
+    "pipeline.draw": 1,
     "pipeline.samples": 1,
     "pipeline.fields": 1,
     "pipeline.encoders": 1,

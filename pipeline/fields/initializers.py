@@ -95,10 +95,9 @@ def start_once(model: nn.Module, names: Iterable[str], draw: Draw) -> Tensors:
         if name in rules:
             shared[name] = rules[name](draw, name, shapes[name])
             _finish(model, name, shared)
-            shared[name] = shared[name][0]
         else:
-            shared[name] = current[name].detach().clone()
-    return shared
+            shared[name] = current[name].detach().clone()[None]
+    return {name: value[0] for name, value in shared.items()}
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:

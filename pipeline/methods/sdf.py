@@ -35,7 +35,7 @@ class Config(Schema):
     """Frequency factor of the others (SIREN sec. 3.2)."""
     clamp: float = Field(0.1, gt=0)
     """Distances beyond this count as this (unit-sphere units; DeepSDF sec. 3)."""
-    rate: float = Field(1e-3, gt=0)
+    rate: float = Field(2e-3, gt=0)
     """Learning rate of Adam at its highest; it falls along a cosine to a hundredth."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """The rate falls to a hundredth over `steps`, or stays."""
@@ -50,7 +50,7 @@ class Config(Schema):
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
-        """`paper`: the size and optimizer of SIREN's shapes (experiment_scripts/train_sdf.py): 4 sine
+        """`paper`: size and optimizer of SIREN's shapes (experiment_scripts/train_sdf.py): 4 sine
         layers x 256 ("3 hidden"), Adam at 1e-4; 10,000 steps of 4,096 points are our choice, since
         they count epochs over a scan."""
         paper = {"width": 256, "depth": 4, "omega_first": 30.0, "rate": 1e-4, "steps": 10_000}
