@@ -132,6 +132,8 @@ class Reopened:
     damaged: tuple[str, ...]
     """Arrays whose shard must be written even if the bytes come out as before."""
     reason: str
+    retry: bool = False
+    """Whether other results are wanted (retry), not the same once more (repair)."""
 
     def encode(self) -> bytes:
         return seal(json.dumps(asdict(self)).encode())
@@ -154,6 +156,29 @@ def read_reopened(objects: Objects, unit: int, generation: int) -> Reopened | No
         return Reopened.decode(objects.get(keys.record_key(keys.REOPENED, unit, generation)))
     except FileNotFoundError:
         return None
+
+
+def wish_for(objects: Objects, unit: int, generation: int) -> Reopened | None:
+    """The wish that a generation of a unit fulfils; None if it fits all rows afresh.
+
+    A wish lasts until a generation at or above its own is published: one that was committed and
+    then lost what it had staged is followed by another with the same wish.
+    """
+    known = [g for g in generations(objects, keys.REOPENED, unit) if g <= generation]
+    done = [g for g in generations(objects, keys.PUBLISHED, unit) if g < generation]
+    if not known or max(done, default=-1) >= max(known):
+        return None
+    return read_reopened(objects, unit, max(known))
+
+
+def standing_commit(objects: Objects, unit: int, generation: int) -> Commit | None:
+    """The highest published, readable commit of a unit below a generation."""
+    known = generations(objects, keys.PUBLISHED, unit)
+    for earlier in sorted((g for g in known if g < generation), reverse=True):
+        commit = read_commit(objects, unit, earlier)
+        if commit is not None:
+            return commit
+    return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ import pyarrow as pa
 from pipeline.storage import Objects
 from pipeline.store import keys, layout, shards
 from pipeline.store.progress import progress
-from pipeline.store.records import Commit, Reopened, generations, read_commit, read_reopened
+from pipeline.store.records import (
+    Reopened,
+    generations,
+    read_commit,
+    read_reopened,
+    standing_commit,
+    wish_for,
+)
 from pipeline.store.write import UnitResult, check_result
 from schemas.store import Plan
 
@@ -60,23 +67,25 @@ def retry_rows(
             if len(marked):
                 chosen[unit] = marked.tolist()
     return [
-        (unit, reopen(objects, plan, unit, chosen[unit], (), reason)) for unit in sorted(chosen)
+        (unit, reopen(objects, unit, chosen[unit], (), reason, retry=True))
+        for unit in sorted(chosen)
     ]
 
 
 def reopen(
     objects: Objects,
-    plan: Plan,
     unit: int,
     rows: Iterable[int] | None,
     damaged: tuple[str, ...],
     reason: str,
+    *,
+    retry: bool = False,
 ) -> int:
     """Lets a unit be fitted again; returns the generation. Reopening twice joins the two wishes."""
     top = max(generations(objects, keys.COMMITS, unit), default=-1)
     generation = max(top + 1, max(generations(objects, keys.REOPENED, unit), default=0))
     wish = Reopened(
-        unit, generation, None if rows is None else tuple(sorted(set(rows))), damaged, reason
+        unit, generation, None if rows is None else tuple(sorted(set(rows))), damaged, reason, retry
     )
     key = keys.record_key(keys.REOPENED, unit, generation)
     if not objects.create(key, wish.encode()):
@@ -86,18 +95,26 @@ def reopen(
             if standing.rows is not None and wish.rows is not None:
                 both = tuple(sorted({*standing.rows, *wish.rows}))
             arrays = tuple(sorted({*standing.damaged, *wish.damaged}))
-            wish = Reopened(unit, generation, both, arrays, f"{standing.reason}; {reason}")
+            reasons = f"{standing.reason}; {reason}"
+            again = standing.retry or wish.retry
+            wish = Reopened(unit, generation, both, arrays, reasons, again)
         objects.put(key, wish.encode())
     return generation
 
 
 def rows_to_fit(objects: Objects, plan: Plan, unit: int, generation: int) -> list[int] | None:
     """Rows (numbers in the store) that this generation of a unit fits; None = all of them."""
-    reopened = read_reopened(objects, unit, generation) if generation else None
-    if reopened is None or reopened.rows is None:
+    wish = wish_for(objects, unit, generation) if generation else None
+    if wish is None or wish.rows is None or standing_commit(objects, unit, generation) is None:
         return None
     first, last = plan.unit_range(unit)
-    return None if len(reopened.rows) == last - first else list(reopened.rows)
+    return None if len(wish.rows) == last - first else list(wish.rows)
+
+
+def is_retry(objects: Objects, unit: int, generation: int) -> bool:
+    """Whether this generation was asked for by `retry_rows` (and not by a repair or a loss)."""
+    wish = wish_for(objects, unit, generation) if generation else None
+    return wish is not None and wish.retry
 
 
 def merge_unit(
@@ -117,7 +134,7 @@ def merge_unit(
         RuntimeError: A row that should be kept cannot be read.
     """
     first, last = plan.unit_range(unit)
-    before = previous_commit(objects, unit, generation)
+    before = standing_commit(objects, unit, generation)
     if before is None:
         raise RuntimeError(f"unit {unit} has no readable generation before {generation}")
     inside = np.array(rows, int) - first
@@ -144,24 +161,8 @@ def merge_unit(
     return result
 
 
-def previous_commit(objects: Objects, unit: int, generation: int) -> Commit | None:
-    """The highest readable commit below a generation."""
-    known = generations(objects, keys.COMMITS, unit)
-    for earlier in sorted((g for g in known if g < generation), reverse=True):
-        commit = read_commit(objects, unit, earlier)
-        if commit is not None:
-            return commit
-    return None
-
-
 def _get(objects: Objects, key: str) -> bytes:
     try:
         return objects.get(key)
     except FileNotFoundError:
         return b""
-
-
-def is_retry(objects: Objects, unit: int, generation: int) -> bool:
-    """Whether a generation was opened to try failed rows again, not to repair damage."""
-    reopened = read_reopened(objects, unit, generation) if generation else None
-    return reopened is not None and reopened.reason.startswith("retry")

@@ -144,10 +144,10 @@ def repair(objects: Objects, report: VerifyReport) -> Repair:
         mine = [d for d in report.damaged if d.unit == unit]
         if any(d.array is None for d in mine):  # without its record nothing is known of the unit
             names = tuple(spec.name for spec in layout.row_arrays(plan))
-            generation = reopen(objects, plan, unit, None, names, "repair: record damaged")
+            generation = reopen(objects, unit, None, names, "repair: record damaged")
         else:
             rows, arrays = _damaged_rows(objects, plan, unit, mine)
-            generation = reopen(objects, plan, unit, rows, arrays, "repair: shard damaged")
+            generation = reopen(objects, unit, rows, arrays, "repair: shard damaged")
         to_fit.append((unit, generation))
     others = [d.key for d in report.damaged if d.unit is None]
     lost = [key for key in others if key.startswith("shared/") and "/c" in key]
@@ -173,7 +173,7 @@ def _damaged_rows(
                 data = b""
             bad = shards.damaged_rows(spec, plan.unit_rows, data)
             rows |= {int(first + row) for row in bad if first + row < last}
-    return sorted(rows), tuple(arrays)
+    return sorted(rows) or [first], tuple(arrays)  # e.g. only the index of the shard is damaged
 
 
 def _hashes_to(objects: Objects, key: str, digest: str) -> bool:

@@ -23,9 +23,10 @@ from pipeline.store.records import (
     generations,
     is_published,
     read_commit,
-    read_reopened,
     seal,
     sha256,
+    standing_commit,
+    wish_for,
 )
 from schemas.store import USABLE, ArraySpec, Plan, unit_columns
 
@@ -76,7 +77,7 @@ def write_unit(
     """
     check_result(plan, unit, result)
     clock = [time.perf_counter()]
-    previous = _before(objects, plan, unit, generation) if generation else {}
+    previous = _before(objects, unit, generation) if generation else {}
     with ThreadPoolExecutor(4) as pool:
         note = None
         if result.traceback:
@@ -87,7 +88,7 @@ def write_unit(
         for spec in layout.row_arrays(plan):
             data = shards.encode_shard(spec, plan.unit_rows, result.arrays[spec.name])
             old = previous.get(spec.name)
-            if old is not None and len(data) == old.size and sha256(data) == old.sha256:
+            if old is not None and sha256(data) == old.sha256 and holds(objects, old):
                 staged.append((spec, old.size, old.sha256, None))
                 pending.append(None)
                 continue
@@ -110,7 +111,7 @@ def write_unit(
     won = objects.create(keys.record_key(keys.COMMITS, unit, generation), sealed)
     clock.append(time.perf_counter())
     if won:
-        _publish(objects, plan, commit, since=clock[-1])
+        _publish(objects, commit, since=clock[-1])
     else:
         publish_unit(objects, plan, unit, generation)
         objects.delete([o.staged for o in made if o.staged])
@@ -168,27 +169,20 @@ def rows_with_nan(values: np.ndarray) -> np.ndarray:
     return found
 
 
-def _before(objects: Objects, plan: Plan, unit: int, generation: int) -> dict[str, ShardObject]:
+def _before(objects: Objects, unit: int, generation: int) -> dict[str, ShardObject]:
     """Shards of the published generation before this one that may stay; clears old staging.
 
     Staged objects of earlier generations go first: a publisher of one of them that was held up
     finds nothing to copy over this generation's shards.
     """
-    old = [g for g in generations(objects, keys.COMMITS, unit) if g < generation]
     for earlier in range(generation):
         folder = keys.staging_folder(unit, earlier)
         objects.delete([entry.key for entry in objects.list(folder)])
-    reopened = read_reopened(objects, unit, generation)
-    if reopened is None or not old or not is_published(objects, unit, max(old)):
+    wish = wish_for(objects, unit, generation)
+    standing = standing_commit(objects, unit, generation)
+    if wish is None or standing is None:
         return {}
-    commit = read_commit(objects, unit, max(old))
-    if commit is None:
-        return {}
-    return {
-        o.array: o
-        for o in commit.objects
-        if o.array not in reopened.damaged and objects.size(o.key) == o.size
-    }
+    return {o.array: o for o in standing.objects if o.array not in wish.damaged}
 
 
 def publish_unit(objects: Objects, plan: Plan, unit: int, generation: int) -> bool:
@@ -209,10 +203,10 @@ def publish_unit(objects: Objects, plan: Plan, unit: int, generation: int) -> bo
     if is_published(objects, unit, generation):
         _clear(objects, commit)
         return True
-    return _publish(objects, plan, commit)
+    return _publish(objects, commit)
 
 
-def _publish(objects: Objects, plan: Plan, commit: Commit, since: float | None = None) -> bool:
+def _publish(objects: Objects, commit: Commit, since: float | None = None) -> bool:
     """Copies, checks, marks. `since`: when this process created the commit, on `perf_counter`."""
     unit, generation = commit.unit, commit.generation
     marker = keys.record_key(keys.PUBLISHED, unit, generation)
@@ -222,7 +216,7 @@ def _publish(objects: Objects, plan: Plan, commit: Commit, since: float | None =
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda each: _place(objects, unit, generation, each), commit.objects))
     if superseded(objects, unit, generation):
-        _heal(objects, plan, unit)
+        _heal(objects, unit)
         return False
     note = seal(json.dumps({"unit": unit, "generation": generation}).encode())
     if not objects.create(marker, note) and not is_published(objects, unit, generation):
@@ -272,7 +266,7 @@ def _gone(objects: Objects, unit: int, generation: int, each: ShardObject) -> st
     )
 
 
-def _heal(objects: Objects, plan: Plan, unit: int) -> None:
+def _heal(objects: Objects, unit: int) -> None:
     """After copying too late over a newer generation: brings the newer one's objects back."""
     from pipeline.store.retry import reopen
 
@@ -285,7 +279,7 @@ def _heal(objects: Objects, plan: Plan, unit: int) -> None:
                     _place(objects, unit, newest, each)
     except StagingGone:
         damaged = tuple(o.array for o in commit.objects)
-        reopen(objects, plan, unit, None, damaged, "overwritten by a late copy")
+        reopen(objects, unit, None, damaged, "overwritten by a late copy")
 
 
 def _clear(objects: Objects, commit: Commit) -> None:

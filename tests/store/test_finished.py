@@ -17,6 +17,7 @@ from pipeline.storage import open_objects
 from pipeline.store import (
     create_store,
     finalize,
+    is_retry,
     open_arrays,
     progress,
     repair,
@@ -28,7 +29,7 @@ from pipeline.store import (
 )
 from schemas.base import Location
 from schemas.store import RowStatus
-from tests.store.faults import FaultyObjects
+from tests.store.faults import Died, FaultyObjects
 from tests.store.toy import ARRAYS, SHARED, drive, finished, fit_unit, make_plan, values_of
 
 FOREIGN = """
@@ -207,8 +208,26 @@ def test_reopening_twice_fits_the_rows_of_both(memory):
         retry_rows(objects, plan, [7])
     from pipeline.store.retry import reopen
 
-    reopen(objects, plan, 1, [7], (), "again")
+    reopen(objects, 1, [7], (), "again")
     assert rows_to_fit(objects, plan, 1, 1) == [5, 7]
+    assert is_retry(objects, 1, 1)
+    assert not is_retry(objects, 0, 0)
+
+
+def test_a_retry_that_lost_its_staging_is_retried_with_the_same_wish(memory):
+    """Generation 1 copied one of its arrays, died, and what it had staged went."""
+    objects, plan = open_objects(memory("o")), make_plan()
+    drive(objects, plan, failed=(6,))
+    retry_rows(objects, plan, [6])
+    with pytest.raises(Died):
+        fit_unit(FaultyObjects(objects, 1, only=("copy",)), plan, 1, 1, shift=9.0)
+    objects.delete([entry.key for entry in objects.list("_fieldmill/staging")])
+    assert progress(objects, plan).to_fit == [(1, 2)]
+    assert rows_to_fit(objects, plan, 1, 2) == [6]
+    assert is_retry(objects, 1, 2)
+    assert drive(objects, plan) == finished(memory("whole"))
+    assert verify(objects, full=True).ok
+    assert rows_to_fit(objects, plan, 1, 3) is None
 
 
 def damage(objects, key: str, how: str) -> None:
@@ -218,11 +237,11 @@ def damage(objects, key: str, how: str) -> None:
     elif how == "short":
         objects.put(key, bytes(data[:-7]))
     else:
-        data[len(data) // 3] ^= 1
+        data[len(data) // 3 if how == "flip" else -9] ^= 1
         objects.put(key, bytes(data))
 
 
-@pytest.mark.parametrize("how", ["flip", "missing", "short"])
+@pytest.mark.parametrize("how", ["flip", "index", "missing", "short"])
 def test_damage_is_found_and_only_the_damaged_shard_is_written_again(anywhere, how):
     location, plan = anywhere("o"), make_plan()
     digest = finished(location, plan)
@@ -230,7 +249,9 @@ def test_damage_is_found_and_only_the_damaged_shard_is_written_again(anywhere, h
     damage(objects, "params/c/1/0", how)
     report = verify(objects, full=True)
     assert [(d.key, d.unit, d.array) for d in report.damaged] == [("params/c/1/0", 1, "params")]
-    assert verify(objects).ok == (how == "flip")  # sizes alone show what is missing or short
+    assert verify(objects).ok == (
+        how in ("flip", "index")
+    )  # sizes alone show what is missing or short
     assert verify_unit(objects, 0).ok
     assert not verify_unit(objects, 1).ok
     with pytest.raises((RuntimeError, ValueError, OSError)) as caught:
