@@ -117,7 +117,7 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
 
     method = build_method(run, prepared)
     shared = shared_tensors(run, method)
-    arrays = (*fitting.row_arrays(method), *fitting.shared_arrays(shared))
+    arrays = fitting.row_arrays(method)
     rows = row_count(run, prepared.meta)
     lanes = run.fit.lanes or fitting.default_lanes(method)
     spec = fitting.describe(
