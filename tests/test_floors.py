@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "schemas": 0,
     "pipeline.storage": 1,
+    "pipeline.draw": 1,
     "pipeline.ingest": 1,
     "pipeline.store": 1,
     "pipeline.draw": 1,

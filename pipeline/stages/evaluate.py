@@ -138,8 +138,8 @@ def plan_evaluate(run: Run) -> list[int]:
 
 def has_surface(plan: Plan) -> bool:
     """Whether the fields of a store bound a solid in space."""
-    solid = {"sdf", "occupancy"} & set(plan.field.output)
-    return bool(solid) and len(plan.field.coords.get("axes", "xyz")) == 3
+    field = plan.field
+    return field.output["quantity"] in ("sdf", "occupancy") and len(field.coords["axes"]) == 3
 
 
 class Evaluator:
