@@ -6,6 +6,7 @@ import heapq
 import os
 import secrets
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -472,10 +473,11 @@ def connect(resources: Resources) -> bool:
 
     if ray.is_initialized():
         return False
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address:
         options["address"] = address
-        if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+        if not in_job:  # a job's folder travels with it
             from jobs.package import staged_packages
 
             options["runtime_env"] = {"working_dir": staged_packages()}
@@ -489,6 +491,9 @@ def connect(resources: Resources) -> bool:
         raise WorldError(
             f"cannot join Ray at {address or 'this machine'}: {one_line(error)}"
         ) from error
+    if in_job:
+        # a second node on this machine unpacks the job's folder anew: do not stand in the old one
+        os.chdir(tempfile.gettempdir())
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import warnings
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +35,12 @@ def ray_nodes() -> Iterator[object]:
         small = {"object_store_memory": 80 * 2**20}
         nodes = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": False, **small},
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,  # jobs are submitted to it
+                "dashboard_port": free_port(),
+                **small,
+            },
         )
         for _ in range(2):
             nodes.add_node(num_cpus=2, **small)
