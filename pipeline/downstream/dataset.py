@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from pipeline.downstream.selection import Selection, select
 from schemas.base import Location
 
-WINDOW_BYTES = 256 * 2**20
+WINDOW_BYTES = 128 * 2**20
 """Shards that are shuffled together have at most this size (but at least one is read)."""
 
 
@@ -151,25 +151,43 @@ class RowStream(IterableDataset):
         random = np.random.default_rng([self.seed, int(self._epoch[0]), drawn, self.rank, number])
         if self.shuffle:
             shards = [shards[i] for i in random.permutation(len(shards))]
+        buffer = np.zeros((0, *self.selection.source.spec.shape), self.selection.source.spec.dtype)
         rest: Row | None = None
         for window in self._windows(shards):
-            values = np.concatenate([self._read(part) for part in window])
+            count = sum(map(len, window))
+            if len(buffer) < count:
+                buffer = np.zeros((count, *buffer.shape[1:]), buffer.dtype)
+            start = 0
+            for part in window:
+                buffer[start : start + len(part)] = self._read(part)
+                start += len(part)
             positions = np.concatenate(window)
-            if self.shuffle:
-                order = random.permutation(len(positions))
-                values, positions = values[order], positions[order]
-            batch = _batch(self.selection, positions, values)
+            order = random.permutation(count) if self.shuffle else np.arange(count)
             if self.batch_size is None:
-                yield from (Row(*parts) for parts in zip(*batch))
+                for place in order:
+                    yield Row(*(part[0] for part in self._gather(buffer, positions, [place])))
                 continue
-            if rest is not None:
-                batch = Row(*(torch.cat(pair) for pair in zip(rest, batch)))
-            full = len(batch.row) // self.batch_size * self.batch_size
-            for start in range(0, full, self.batch_size):
-                yield Row(*(part[start : start + self.batch_size] for part in batch))
-            rest = Row(*(part[full:] for part in batch))
-        if rest is not None and len(rest.row) and not self.drop_last:
+            first = 0
+            if rest is not None:  # a batch that two windows fill
+                first = self.batch_size - len(rest.row)
+                head = self._gather(buffer, positions, order[:first])
+                rest = Row(*(torch.cat(pair) for pair in zip(rest, head)))
+                if len(rest.row) < self.batch_size:
+                    continue
+                yield rest
+                rest = None
+            for start in range(first, count, self.batch_size):
+                batch = self._gather(buffer, positions, order[start : start + self.batch_size])
+                if len(batch.row) == self.batch_size:
+                    yield batch
+                else:
+                    rest = batch
+        if rest is not None and not self.drop_last:
             yield rest
+
+    def _gather(self, buffer: np.ndarray, positions: np.ndarray, places: Any) -> Row:
+        """Copies rows out of the window."""
+        return _batch(self.selection, positions[places], buffer[places])
 
     def positions(self, consumer: int, consumers: int) -> list[np.ndarray]:
         """What a consumer reads: positions in the selection, one array a shard, in order."""

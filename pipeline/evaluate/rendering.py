@@ -110,11 +110,17 @@ def render_points(
     resolution: int = 128,
     *,
     view: View | None = None,
-    radius: float = 0.012,
+    radius: float | None = None,
     samples: int = 2,
 ) -> Rendering:
-    """A point cloud as discs that face the camera; without normals they are lit from the front."""
+    """A point cloud as discs that face the camera; without normals they are lit from the front.
+
+    The radius, in object units, follows from the number of points when absent: dense enough that
+    few holes show on a surface of area 4.
+    """
     view = view or View()
+    if radius is None:
+        radius = float(np.clip(2.5 / np.sqrt(max(len(points), 1)), 0.008, 0.05))
     axes = view.axes()
     fine = resolution * samples
     place = points @ axes.T
