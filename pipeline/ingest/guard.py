@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pipeline
 from pipeline.ingest.frames import HEAD, pack, unpack
 from pipeline.ingest.members import Member
 from schemas.run import CommonIngest
@@ -146,7 +145,7 @@ class Guard:
             self._pump(0)
 
     def _start(self) -> None:
-        root = str(Path(pipeline.__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.child = subprocess.Popen(
             [sys.executable, "-P", "-c", BOOT, root],
