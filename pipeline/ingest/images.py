@@ -105,7 +105,7 @@ def held_out_mask(
     if chosen:
         state = int.from_bytes(blake2b(f"{seed}/{key}".encode(), digest_size=16).digest(), "little")
         draws = np.random.Philox(key=state).random_raw(count)
-        mask[np.argsort(draws, kind="stable")[:chosen]] = True
+        mask = draws <= np.partition(draws, chosen - 1)[chosen - 1]
     return mask
 
 
