@@ -145,7 +145,9 @@ def fit_units(
     Methods with one phase refill lanes across units: the next unit is pulled while the last rows of
     the one before still run, so no lane idles between them.
     """
-    method.field.model.eval()
+    if lanes is not None and lanes < 2:
+        raise ValueError(f"lanes: {lanes}, must be at least 2: one lane takes other matrix kernels")
+    method.model.eval()
     device = torch.device(device)
     shared = {name: value.detach().to(device) for name, value in shared.items()}
     settings = {"seed": seed, "lanes": lanes, "compiled": compiled}
