@@ -510,8 +510,11 @@ def in_package_folder() -> Iterator[None]:
 
 
 def worker_count(resources: Resources, tasks: int, *, gpus: float) -> int:
-    """Workers to start: as asked for, or as many as there is room for; no more than tasks."""
-    if isinstance(resources.workers, int):
+    """Workers to start: as asked for, or as many as there is room for; no more than tasks.
+
+    A number of GPU workers does not bound a stage that needs no GPU.
+    """
+    if isinstance(resources.workers, int) and bool(gpus) == bool(resources.gpus):
         count = resources.workers
     else:
         import ray

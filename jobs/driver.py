@@ -10,7 +10,14 @@ from typing import Any
 
 from jobs import cluster, text
 from jobs.cluster import Done, LocalPool, Quarantined, RayPool, Stop, Task
-from jobs.workers import EvaluateWorker, FitWorker, IngestWorker, nonce_key, write_nonce
+from jobs.workers import (
+    EvaluateWorker,
+    FitWorker,
+    IngestWorker,
+    nonce_key,
+    seen_sample,
+    write_nonce,
+)
 from pipeline.storage import Objects, local_folder, open_objects
 from schemas.base import Location
 from schemas.run import Run
@@ -194,7 +201,9 @@ class Driver:
         if objects.location.scheme != "memory":
             probe_storage(objects)
         nonce = write_nonce(objects)
-        args = (self.run.model_dump_json(), nonce)
+        args: tuple[Any, ...] = (self.run.model_dump_json(), nonce)
+        if make is IngestWorker:
+            args += ("" if self.local else seen_sample(self.run, tasks[0].unit),)
         with self.pool(make, args, tasks, gpus=gpus) as pool:
             meter = text.Meter(stage, len(tasks), pool.size)
             noted = 0.0

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 class TrainWorker:
     """Trains alone."""
 
-    def __init__(self, run: str, nonce: str, threads: bool = True):
+    def __init__(self, run: str, nonce: str, limited: bool = True):
         self.run, self.nonce = Run.model_validate_json(run), nonce
-        if threads:
+        if limited:
             limit_threads(self.run.resources.cores)
 
     def check(self) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
+import threading
 from dataclasses import asdict
 from typing import Any
 
@@ -23,26 +25,30 @@ def limit_threads(cores: int) -> None:
 class IngestWorker:
     """Decodes ingest units."""
 
-    def __init__(self, run: str, nonce: str, threads: bool = True):
-        self.run, self.nonce = Run.model_validate_json(run), nonce
-        if threads:
+    def __init__(self, run: str, nonce: str, seen: str, limited: bool = True):
+        self.run, self.nonce, self.seen = Run.model_validate_json(run), nonce, seen
+        self.one = threading.Lock()  # the decoding child of a process serves one unit
+        if limited:
             limit_threads(self.run.resources.cores)
 
     def check(self) -> None:
         check_nonce(open_objects(self.run.prepared_location), self.nonce)
+        if self.seen:
+            check_dataset(self.run, self.seen)
 
     def work(self, task: Task, attempt: str) -> dict[str, Any]:
         from pipeline import stages
 
-        return stages.ingest_shard(self.run, task.unit, attempt)
+        with self.one:
+            return stages.ingest_shard(self.run, task.unit, attempt)
 
 
 class FitWorker:
     """Fits units; holds the model and the shared parameters from one unit to the next."""
 
-    def __init__(self, run: str, nonce: str, threads: bool = True):
+    def __init__(self, run: str, nonce: str, limited: bool = True):
         self.run, self.nonce = Run.model_validate_json(run), nonce
-        if threads:
+        if limited:
             limit_threads(self.run.resources.cores)
 
     def check(self) -> None:
@@ -61,9 +67,10 @@ class FitWorker:
 class EvaluateWorker:
     """Measures reconstructed surfaces, a chunk of rows at a time."""
 
-    def __init__(self, run: str, nonce: str, threads: bool = True):
+    def __init__(self, run: str, nonce: str, limited: bool = True):
         self.run, self.nonce = Run.model_validate_json(run), nonce
-        if threads:
+        self.one = threading.Lock()
+        if limited:
             limit_threads(self.run.resources.cores)
 
     def check(self) -> None:
@@ -73,7 +80,8 @@ class EvaluateWorker:
         self.evaluator = stages.Evaluator(self.run, device_of(self.run))
 
     def work(self, task: Task, attempt: str) -> dict[str, Any]:
-        return self.evaluator.measure(task.unit)
+        with self.one:
+            return self.evaluator.measure(task.unit)
 
 
 class VerifyWorker:
@@ -123,4 +131,35 @@ def check_nonce(objects: Objects, nonce: str) -> None:
         raise RuntimeError(
             f"{objects.location.url} is not the same place on every node (a note of the driver "
             f"is missing on {os.uname().nodename}); use storage that all nodes share"
+        )
+
+
+def seen_sample(run: Run, unit: int) -> str:
+    """One listed object that this process can read, as JSON; '' if the first ones are gone."""
+    from pipeline.ingest.segments import read_entries
+    from pipeline.ingest.target import find_target
+
+    target = find_target(run.dataset)
+    for entry in read_entries(open_objects(run.prepared_location), unit)[:5]:
+        if entry["keys"] and not entry["status"]:
+            source, key = target.resolve(entry["keys"][0], entry["uri"])
+            if source.stat(key) is not None:
+                return json.dumps([entry["keys"][0], entry["uri"]])
+    return ""
+
+
+def check_dataset(run: Run, seen: str) -> None:
+    """Raises RuntimeError when this process does not see a listed object that the driver saw."""
+    from pipeline.ingest.target import find_target
+
+    try:
+        target = find_target(run.dataset)
+        source, key = target.resolve(*json.loads(seen))
+        found = source.stat(key)
+    except FileNotFoundError:
+        found = None
+    if found is None:
+        raise RuntimeError(
+            f"{run.dataset.url} is not the same place on every node ('{json.loads(seen)[0]}' is "
+            f"missing on {os.uname().nodename}); use storage that all nodes share"
         )

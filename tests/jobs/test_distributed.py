@@ -24,7 +24,7 @@ from tests.jobs.pictures import write_pictures, write_run
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = {"name": "siren", "width": 32, "depth": 3, "steps": 400, "target_psnr": None}
+SLOW = {"name": "siren", "width": 32, "depth": 3, "steps": 300, "target_psnr": None}
 
 
 def objects(folder: Path):
@@ -41,6 +41,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 def published(folder: Path) -> int:
     place = folder / "out" / "pictures.zarr" / "_fieldmill" / "published"
     return len(list(place.iterdir())) if place.exists() else 0
+
+
+def reached(folder: Path, driver: subprocess.Popen, units: int) -> bool:
+    """Whether so many units are published, or the driver has ended before."""
+    return published(folder) >= units or driver.poll() is not None
 
 
 def worker_processes(name: str) -> list[int]:
@@ -71,25 +76,29 @@ def foreign_folder(folder: Path) -> Path:
 
 
 def test_killed_driver_and_killed_worker_do_not_change_the_store(ray_nodes, tmp_path, capfd):
-    write_pictures(tmp_path / "pictures")
+    write_pictures(tmp_path / "pictures", count=16)
     path = write_run(
         tmp_path, method=SLOW, fit={"unit_rows": 1, "lanes": 2}, resources={"workers": 2}
     )
-    driver = subprocess.Popen(
-        driver_command(path),
-        cwd=foreign_folder(tmp_path / "elsewhere"),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray_nodes.address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
-        wait_for(lambda: published(tmp_path) >= 2 or driver.poll() is not None)
-    finally:
-        driver.kill()
-    out = driver.communicate()[0]
-    assert driver.returncode == -signal.SIGKILL, out
-    assert published(tmp_path) < 11, out
+    elsewhere = foreign_folder(tmp_path / "elsewhere")
+    for number, code, units in ((signal.SIGTERM, 143, 1), (signal.SIGKILL, -signal.SIGKILL, 6)):
+        driver = subprocess.Popen(
+            driver_command(path),
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": ray_nodes.address},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            wait_for(lambda units=units, driver=driver: reached(tmp_path, driver, units))
+            driver.send_signal(number)
+            out = driver.communicate(timeout=90)[0]
+        finally:
+            driver.kill()
+        assert driver.returncode == code, out
+        assert published(tmp_path) < 16, out
+        assert ("continue with: fieldmill run" in out) == (number == signal.SIGTERM)
     wait_for(lambda: not worker_processes("FitWorker"))  # nobody owns them any more
     done_before = published(tmp_path)
 
@@ -132,8 +141,13 @@ def test_folder_that_is_another_one_on_a_node_is_refused(ray_nodes, tmp_path):
     theirs = Run(store=str(tmp_path / "theirs.zarr"), **values)
     nonce = write_nonce(open_objects(mine.prepared_location))
     write_nonce(open_objects(theirs.prepared_location))
-    pool = RayPool(IngestWorker, (theirs.model_dump_json(), nonce), Resources(), Stop(), size=2)
+    args = (theirs.model_dump_json(), nonce, "")
+    pool = RayPool(IngestWorker, args, Resources(), Stop(), size=2)
     with pytest.raises(WorldError, match="is not the same place on every node"):
+        pool.__enter__()
+    args = (mine.model_dump_json(), nonce, '["only the driver has this", false]')
+    pool = RayPool(IngestWorker, args, Resources(), Stop(), size=1)
+    with pytest.raises(WorldError, match="'only the driver has this' is missing"):
         pool.__enter__()
 
 
