@@ -218,7 +218,7 @@ def test_meta_learning_finds_a_start_from_which_few_steps_suffice(order, learned
     adapted = error(method, trained.shared)
     assert adapted < 0.25 * error(method, start_shared(method, 0))
     stays = replace(method, inner=replace(inner, steps=0))
-    assert adapted < 0.6 * error(stays, trained.shared)
+    assert adapted < (0.6 if learned != "none" else 0.9) * error(stays, trained.shared)
     one = load_samples(tint_table(5, seed=9).slice(3, 1), "images")
     alone = fit_rows(method, trained.shared, one, seed=0)
     fitted = fit_rows(method, trained.shared, new, seed=0, lanes=4)
