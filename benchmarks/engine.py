@@ -48,8 +48,8 @@ class Engine:
 
     def __init__(self, depth: int, layers: list, images: np.ndarray):
         scales = (*[OMEGA] * depth, 1.0)
-        self.network = Network(2, 64, depth - 1, 3, True, scales, passes.LANES)
-        factors = np.array(scales, np.float32)
+        self.network = Network(2, 64, depth - 1, 3, scales, passes.LANES)
+        factors = self.network.factors()
         self.net = passes.Net(64, depth - 1, 3, True, factors, passes.SQUARED, 0.0, 64)
         self.layers, self.images = layers, images
         self.coords = points_of(pixel_coords(), passes.ROWS)

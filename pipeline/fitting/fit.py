@@ -115,16 +115,26 @@ def fit_rows(
     lanes: int | None = None,
     device: str | torch.device = "cpu",
     compiled: bool = False,
+    fused: bool = False,
     kept: dict[int, Tensors] | None = None,
 ) -> Fitted:
     """Fits one row for each sample, with `shared` as it is.
 
-    `kept` gives rows (by position, without a sample axis) that stay as they are: those of training.
+    `fused` takes the compiled loop over single networks (`choose_path` says where it can). `kept`
+    gives rows (by position, without a sample axis) that stay as they are: those of training.
     """
     units = [(0, samples)]
     keep = {0: kept or {}}
     ((_, fitted),) = fit_units(
-        method, shared, units, seed=seed, lanes=lanes, device=device, compiled=compiled, kept=keep
+        method,
+        shared,
+        units,
+        seed=seed,
+        lanes=lanes,
+        device=device,
+        compiled=compiled,
+        fused=fused,
+        kept=keep,
     )
     return fitted
 
@@ -138,6 +148,7 @@ def fit_units(
     lanes: int | None = None,
     device: str | torch.device = "cpu",
     compiled: bool = False,
+    fused: bool = False,
     kept: dict[Hashable, dict[int, Tensors]] | None = None,
 ) -> Iterator[tuple[Hashable, Fitted]]:
     """Fits units of samples; a unit is yielded when its last row is done. `kept` is by unit.
@@ -152,11 +163,54 @@ def fit_units(
     shared = {name: value.detach().to(device) for name, value in shared.items()}
     settings = {"seed": seed, "lanes": lanes, "compiled": compiled}
     work = (_Unit.of(key, samples, (kept or {}).get(key)) for key, samples in units)
+    if fused:
+        yield from _fused(method, shared, work, seed, device)
+        return
     if len(method.fit) == 1:
         yield from _stream(method, shared, work, **settings)
         return
     for unit in work:
         yield unit.key, _phases(method, shared, unit, **settings)
+
+
+def choose_path(
+    method: Method, device: str | torch.device = "cpu", compiled: bool = False
+) -> tuple[bool, str]:
+    """Whether to fit with `fused`, and the path in words: part of what decides a row's bits."""
+    from pipeline.fitting.fused.recognize import available, recognize
+
+    if torch.device(device).type != "cpu":
+        return False, "compiled by Inductor" if compiled else "plain PyTorch"
+    found = recognize(method)
+    why = found if isinstance(found, str) else available()
+    if compiled or why:
+        name = "compiled by Inductor" if compiled else "plain PyTorch"
+        return False, f"{name} ({why})" if why else name
+    from pipeline.fitting.fused.run import path_name
+
+    return True, path_name()
+
+
+def _fused(
+    method: Method, shared: Tensors, units: Iterator[_Unit], seed: int, device: torch.device
+) -> Iterator[tuple[Hashable, Fitted]]:
+    """Units by the compiled loop: rows one after another, so nothing is left to refill."""
+    from pipeline.fitting.fused.recognize import recognize
+    from pipeline.fitting.fused.run import Loop
+
+    usable, path = choose_path(method, device)
+    if not usable:
+        raise ValueError(f"this method cannot be fitted by the compiled loop: {path}")
+    loop = Loop(recognize(method), seed)
+    for unit in units:
+        waiting = [i for i, outcome in enumerate(unit.outcomes) if outcome is None]
+
+        def starts(index: Tensor, unit: _Unit = unit) -> Tensors:
+            return starts_of(method, shared, unit.samples, index, seed)[0]
+
+        for outcome in loop.fit(unit.samples, waiting, starts):
+            unit.outcomes[outcome.request.index] = outcome
+        yield unit.key, _result(method, method.fit[0].target, unit)
 
 
 def _stream(

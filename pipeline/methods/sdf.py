@@ -64,7 +64,7 @@ def build(config: Config, form: FormSpec) -> Method:
     from pipeline.fitting.method import Descend, Field, PerSample, Phase, Target
     from pipeline.fitting.optimizers import Adam
     from pipeline.fitting.schedules import Constant, Cosine
-    from pipeline.objectives.distance import target_clamped_l1
+    from pipeline.objectives.distance import DistanceError
     from pipeline.samples import Size
 
     if form.kind not in KINDS or not form.signed:
@@ -82,11 +82,6 @@ def build(config: Config, form: FormSpec) -> Method:
     )
     model = MLP(3, layers)
 
-    def loss(bound, batch, draw):
-        points = batch.points
-        sdf = bound(points.coords)[..., 0]
-        return {"sdf": target_clamped_l1(sdf, points.distance, points.weight, config.clamp)}
-
     def read(bound, coords):
         return {"sdf": bound(coords)[..., 0]}
 
@@ -99,7 +94,7 @@ def build(config: Config, form: FormSpec) -> Method:
     phase = Phase(
         steps=config.steps,
         size=Size(pixels=0, near=config.points - config.points // 3, uniform=config.points // 3),
-        updates=(Descend(loss, {"": Adam(rate)}),),
+        updates=(Descend(DistanceError(config.clamp), {"": Adam(rate)}),),
         target=target,
     )
     field = Field(

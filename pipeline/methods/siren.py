@@ -61,7 +61,7 @@ def build(config: Config, form: FormSpec) -> Method:
     from pipeline.fitting.method import Descend, Field, PerSample, Phase, Target
     from pipeline.fitting.optimizers import Adam
     from pipeline.fitting.schedules import Constant, Cosine
-    from pipeline.objectives.photometric import color_mse, mse_of_psnr
+    from pipeline.objectives.photometric import ColorError, mse_of_psnr
     from pipeline.samples import ALL, Size
 
     if form.kind not in KINDS:
@@ -76,10 +76,6 @@ def build(config: Config, form: FormSpec) -> Method:
     )
     model = MLP(2, layers)
 
-    def loss(bound, batch, draw):
-        pixels = batch.grid
-        return {"mse": color_mse(bound(pixels.coords), pixels.color * 2 - 1, pixels.weight)}
-
     def read(bound, coords):
         return {"color": bound(coords).mul(0.5).add(0.5).clamp(0, 1)}
 
@@ -92,7 +88,7 @@ def build(config: Config, form: FormSpec) -> Method:
     phase = Phase(
         steps=config.steps,
         size=Size(pixels=ALL, most=4096) if config.pixels is None else Size(pixels=config.pixels),
-        updates=(Descend(loss, {"": Adam(rate)}),),
+        updates=(Descend(ColorError(), {"": Adam(rate)}),),
         target=target,
     )
     field = Field(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,3 +33,25 @@ def target_clamped_l1(
     `clamped_l1` learns nothing wherever the start lies outside the clamp with the wrong sign.
     """
     return weighted_mean((predicted - distance.clamp(-clamp, clamp)).abs(), weight)
+
+
+@dataclass(frozen=True)
+class DistanceError:
+    """Loss of a field whose value is a signed distance: `target_clamped_l1`, or `clamped_l1`.
+
+    A value and not a closure, so that a compiled loop can tell what it computes.
+    """
+
+    clamp: float
+    both: bool = False
+    """Whether the prediction is clamped too (`clamped_l1`)."""
+    term: ClassVar[str] = "sdf"
+
+    def wanted(self, batch) -> Float[Tensor, "n p 1"]:
+        return batch.points.distance.clamp(-self.clamp, self.clamp)[..., None]
+
+    def __call__(self, bound, batch, draw) -> dict[str, Float[Tensor, "n"]]:
+        points = batch.points
+        loss = clamped_l1 if self.both else target_clamped_l1
+        sdf = bound(points.coords)[..., 0]
+        return {self.term: loss(sdf, points.distance, points.weight, self.clamp)}

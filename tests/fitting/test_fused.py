@@ -81,7 +81,7 @@ def test_some_steps_on_images_equal_the_lanes(width, depth, sizes):
     plain = fit_rows(method, {}, samples, seed=1, lanes=2)
     fused = fit_rows(method, {}, samples, seed=1, fused=True)
     assert fused.loss.tolist() == pytest.approx(plain.loss.tolist(), rel=1e-4)
-    # Each step moves a weight by the rate whatever its gradient's size: rounding of tiny ones shows.
+    # Adam's first steps move by the rate whatever the gradient: rounding of tiny ones shows.
     assert distance(fused, plain) < 1e-3
 
 

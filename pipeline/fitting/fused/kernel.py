@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from pipeline.fitting.fused.cache import cached
-from pipeline.fitting.fused.passes import FEW, adam, learn, make_room, prepare, rescale
+from pipeline.fitting.fused.passes import FEW, adam, learn, make_room, prepare, times
 
 RUNNING, MET, DIVERGED, SPENT = 0, 1, 2, 3
 """Why a row stops, numbered as in `lanes`."""
@@ -56,8 +56,9 @@ def draw(step, key, sets, tags, coords, wanted, x, y):
         while left:
             run = min(left, held - at)
             source = FEW * (start + at)
-            x[FEW * to : FEW * (to + run)] = coords[source : source + FEW * run]
-            y[FEW * to : FEW * (to + run)] = wanted[source : source + FEW * run]
+            for i in range(FEW * run):
+                x[FEW * to + i] = coords[source + i]
+                y[FEW * to + i] = wanted[source + i]
             to, at, left = to + run, 0, left - run
 
 
@@ -96,7 +97,7 @@ def descend(net, row, coords, wanted, sets, tags, key, rates, betas, eps, target
     settle = int(2 / (1 - smooth)) if smooth else 0
     last, watched = math.nan, 0.0
     power_1, power_2 = 1.0, 1.0
-    step = 0
+    step = np.int64(0)
     while True:
         if len(tags):
             draw(step, key, sets, tags, coords, wanted, x, y)
@@ -110,7 +111,7 @@ def descend(net, row, coords, wanted, sets, tags, key, rates, betas, eps, target
             return step, MET, loss, watched
         if step >= rates.size:
             return step, SPENT, loss, watched
-        rescale(net, room.gradient, room.gradient)
+        times(room.gradient, net.factors, room.gradient)
         power_1 *= betas[0]
         power_2 *= betas[1]
         size = np.float32(rates[step] / (1 - power_1))

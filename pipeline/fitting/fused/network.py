@@ -30,8 +30,6 @@ class Network:
     """Layers from `width` to `width`."""
     channels: int
     """At most 4."""
-    sine: bool
-    """Sine, or positive part."""
     scales: tuple[float, ...]
     """Factor of weight and bias of each layer, the last one too."""
     lanes: int
@@ -63,6 +61,13 @@ class Network:
             *((middle[h, :real, :real], biases[h, :real]) for h in range(self.hidden)),
             (last[: self.channels, :real], flat[-FEW:][: self.channels]),
         ]
+
+    def factors(self) -> np.ndarray:
+        """The factor of every parameter, in the flat form."""
+        flat = aligned(self.size)
+        for (weight, bias), factor in zip(self.parts(flat), self.scales):
+            weight[:], bias[:] = factor, factor
+        return flat
 
     def pack(self, weights: list[np.ndarray], biases: list[np.ndarray]) -> np.ndarray:
         """One flat row of the weights ([out, in]) and biases of all layers."""

@@ -33,8 +33,8 @@ class Net(NamedTuple):
     channels: int
     sine: bool
     """Sine, or positive part."""
-    scales: np.ndarray
-    """Factor of weight and bias of each layer."""
+    factors: np.ndarray
+    """What each parameter is multiplied with where it is used (a sine layer's frequency)."""
     loss: int
     """`SQUARED`, `ABSOLUTE` or `CLAMPED`."""
     clamp: float
@@ -54,6 +54,12 @@ class Room(NamedTuple):
     """A zero vector of one width, then values, slopes and two errors of a tile."""
     out: np.ndarray
     error: np.ndarray
+
+
+@njit(nogil=True)
+def address(array):
+    """Where an array's numbers lie. Signed, as all integers here: mixed types compile twice."""
+    return np.int64(array.ctypes.data)
 
 
 @njit(nogil=True)
@@ -100,9 +106,10 @@ _plain, _scaled = _strip("plain"), _strip("scaled")
 @njit(nogil=True)
 def activate(a, depth, weight, bias, value, slope, width, points, sine):
     """value = act(a W^T + b), slope = act' there; `a` [points, depth], `weight` [depth, width]."""
+    one, none = np.int64(1), np.int64(0)
     for p in range(0, points, ROWS):
         at = value + 4 * p * width
-        _plain(a + 4 * p * depth, depth, 1, weight, bias, 0, at, at, depth, width)
+        _plain(a + 4 * p * depth, depth, one, weight, bias, none, at, at, depth, width)
     if sine:
         for i in range(0, 4 * points * width, 4 * LANES):
             simd.sincos(value + i, slope + i)
@@ -114,17 +121,19 @@ def activate(a, depth, weight, bias, value, slope, width, points, sine):
 @njit(nogil=True)
 def pull_back(error, row, depth, weight, zeros, slope, out, width, points):
     """out = (error W) slope: the error of the layer below, before its activation."""
+    one, none = np.int64(1), np.int64(0)
     for p in range(0, points, ROWS):
-        at = 4 * p * width
-        _scaled(error + 4 * p * row, row, 1, weight, zeros, 0, out + at, slope + at, depth, width)
+        at, e = 4 * p * width, error + 4 * p * row
+        _scaled(e, row, one, weight, zeros, none, out + at, slope + at, depth, width)
 
 
 @njit(nogil=True)
 def accumulate(error, rows, a, gradient, width, points):
     """gradient += error^T a; `error` [points, rows], `a` [points, width]."""
+    one = np.int64(1)
     for r in range(0, rows, ROWS):
         g = gradient + 4 * r * width
-        _plain(error + 4 * r, 1, rows, a, g, width, g, g, points, width)
+        _plain(error + 4 * r, one, rows, a, g, width, g, g, points, width)
 
 
 @njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
@@ -160,14 +169,16 @@ def learn(net, room, coords, wanted, points, share):
     """Loss over all points, and its gradient by the scaled weights in `room.gradient`."""
     width, hidden, tile, channels = net.width, net.hidden, net.tile, net.channels
     gradient, out, error = room.gradient, room.out, room.error
-    gradient[:] = 0
+    for i in range(gradient.size):
+        gradient[i] = 0
+    few = np.int64(FEW)
     first = FEW * width
     last = first + hidden * width * width
     biases = last + FEW * width
     last_bias = biases + hidden * width
-    g, w, t = gradient.ctypes.data, room.scaled.ctypes.data, room.turned.ctypes.data
+    g, w, t = address(gradient), address(room.scaled), address(room.turned)
     strip = 4 * tile * width
-    zeros = room.tiles.ctypes.data
+    zeros, data, e = address(room.tiles), address(coords), address(error)
     values = zeros + 4 * width
     slopes = values + strip * (hidden + 1)
     errors = slopes + strip * (hidden + 1)
@@ -176,8 +187,8 @@ def learn(net, room, coords, wanted, points, share):
     total = 0.0
     for p in range(0, points, tile):
         count = min(tile, points - p)
-        x = coords.ctypes.data + 4 * p * FEW
-        activate(x, FEW, w, zeros, values, slopes, width, count, net.sine)
+        x = data + 4 * p * FEW
+        activate(x, few, w, zeros, values, slopes, width, count, net.sine)
         for h in range(hidden):
             below = values + h * strip
             bias = w + 4 * (biases + h * width)
@@ -195,9 +206,8 @@ def learn(net, room, coords, wanted, points, share):
             for i in range(count):
                 part += error[i * FEW + c]
             gradient[last_bias + c] += part
-        e = error.ctypes.data
-        accumulate(e, FEW, top, g + 4 * last, width, count)
-        pull_back(e, FEW, channels, w + 4 * last, zeros, slope, errors, width, count)
+        accumulate(e, few, top, g + 4 * last, width, count)
+        pull_back(e, few, channels, w + 4 * last, zeros, slope, errors, width, count)
         for h in range(hidden - 1, -1, -1):
             place = 4 * (first + h * width * width)
             below = slopes + h * strip
@@ -206,40 +216,21 @@ def learn(net, room, coords, wanted, points, share):
                 simd.add_rows(errors + 4 * n, width, count, g + 4 * (biases + h * width + n))
             pull_back(errors, width, width, w + place, zeros, below, other, width, count)
             errors, other = other, errors
-        accumulate(x, FEW, errors, g, width, count)
+        accumulate(x, few, errors, g, width, count)
     return total
 
 
 @njit(nogil=True)
-def _times(values, start, count, factor, out):
-    if factor == 1:
-        out[start : start + count] = values[start : start + count]
-    else:
-        for i in range(start, start + count):
-            out[i] = values[i] * factor
-
-
-@njit(nogil=True)
-def rescale(net, values, out):
-    """Weights and biases (or their gradients) times the factors of their layers."""
-    width, hidden = net.width, net.hidden
-    _times(values, 0, FEW * width, net.scales[0], out)
-    at = FEW * width
-    for h in range(hidden):
-        _times(values, at, width * width, net.scales[h + 1], out)
-        at += width * width
-    _times(values, at, FEW * width, net.scales[hidden + 1], out)
-    at += FEW * width
-    for h in range(hidden):
-        _times(values, at, width, net.scales[h + 1], out)
-        at += width
-    _times(values, at, FEW, net.scales[hidden + 1], out)
+def times(values, factors, out):
+    """Elementwise product; `out` may be `values`."""
+    for i in range(values.size):
+        out[i] = values[i] * factors[i]
 
 
 @njit(nogil=True)
 def prepare(net, row, room):
     """What the passes read of a row: scaled weights, and the hidden ones also transposed."""
-    rescale(net, row, room.scaled)
+    times(row, net.factors, room.scaled)
     width = net.width
     for h in range(net.hidden):
         place, turn = FEW * width + h * width * width, h * width * width

@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+_wide = "+avx512f" in (config.CPU_FEATURES or binding.get_host_cpu_features().flatten())
+LANES = 16 if _wide else 8
 """Numbers in a vector register."""
 ROWS = 4
 """Rows of a full block: with the vectors of `BLOCKS` the sums fill most of the registers."""
