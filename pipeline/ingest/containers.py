@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import re
+import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 from pipeline.ingest.archives import tar_members
 from pipeline.ingest.members import Member
 from pipeline.ingest.sources import Source
+from pipeline.storage import StorageError
 from schemas.samples import Code
 
-LABEL_NAMES = ("label", "labels", "class", "cls", "y")
 IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -38,31 +39,40 @@ class Probe:
     message: str = ""
 
 
-def probe_container(source: Source, key: str, kind: str, columns: dict[str, str]) -> Probe:
-    """Number of members of a container, from its header or footer alone where possible."""
+def probe_container(
+    resolve: Callable[[], tuple[Source, str]], kind: str, columns: dict[str, str]
+) -> Probe:
+    """Number of members of a container, from its header or footer alone.
+
+    Args:
+        resolve: Gives the source and the key; may fail like reading.
+    """
     if kind == "tar":
         return Probe()
     try:
+        source, key = resolve()
         if kind == "parquet":
             with source.open(key) as file:
                 return _probe_parquet(pq.ParquetFile(file), columns)
         if kind == "npy":
-            header = _npy_header(source, key)
+            header = _npy_header(io.BytesIO(source.read_range(key, 0, 4096)))
             return Probe(_stack_length(header.shape), int(np.prod(header.shape)) * header.item)
         if kind == "npz":
-            arrays, _ = _npz(source, key, _etag(source, key))
-            return Probe(sum(_stack_length(array.shape) for array in arrays.values()))
+            with source.open(key) as file:
+                return _probe_npz(file)
         if LABELS_FILE.search(key):
             return Probe(status="ignored", message="labels of an IDX file")
         shape, _, _ = _idx_header(_idx_start(source, key))
         return Probe(_stack_length(shape), int(np.prod(shape)))
+    except StorageError:
+        raise
     except FileNotFoundError:
-        return Probe(
-            status="rejected", code=Code.INPUT_MISSING.value, message="there is no such file"
-        )
-    except (ValueError, EOFError, zlib.error, pa.ArrowException, KeyError, OSError) as error:
-        if isinstance(error, RuntimeError):
-            raise
+        message = "there is no such file"
+        return Probe(status="rejected", code=Code.INPUT_MISSING.value, message=message)
+    except PermissionError as error:
+        message = error.strerror or str(error)
+        return Probe(status="rejected", code=Code.INPUT_MISSING.value, message=message)
+    except Exception as error:  # whatever a format's library raises for broken bytes
         text = f"{type(error).__name__}: {error}"[:300]
         return Probe(status="rejected", code=Code.DECODE.value, message=text)
 
@@ -160,8 +170,7 @@ class _Header:
         return self.dtype.itemsize
 
 
-def _npy_header(source: Source, key: str) -> _Header:
-    start = io.BytesIO(source.read_range(key, 0, 4096))
+def _npy_header(start: BinaryIO) -> _Header:
     version = np.lib.format.read_magic(start)
     read = np.lib.format.read_array_header_1_0 if version[0] == 1 else _read_header_2
     shape, fortran, dtype = read(start)
@@ -170,7 +179,7 @@ def _npy_header(source: Source, key: str) -> _Header:
     return _Header(shape, fortran, dtype, start.tell())
 
 
-def _read_header_2(file: io.BytesIO) -> tuple:
+def _read_header_2(file: BinaryIO) -> tuple:
     return np.lib.format.read_array_header_2_0(file)
 
 
@@ -188,7 +197,7 @@ def _stack_length(shape: tuple[int, ...]) -> int:
 
 
 def _npy_members(source: Source, key: str, start: int, stop: int, prefix: str) -> Iterator[Member]:
-    header = _npy_header(source, key)
+    header = _npy_header(io.BytesIO(source.read_range(key, 0, 4096)))
     if header.fortran or _is_picture(header.shape):
         array = np.load(io.BytesIO(source.read(key)[0]), allow_pickle=False)
         stack = array[None] if _is_picture(array.shape) else array[start:stop]
@@ -218,14 +227,32 @@ def _npz_members(source: Source, key: str, start: int, stop: int, prefix: str) -
         first += count
 
 
+def _probe_npz(file: BinaryIO) -> Probe:
+    """The stacks of an NPZ file, by the headers of its arrays."""
+    shapes = {}
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                shapes[info.filename.removesuffix(".npy")] = _npy_header(member)
+    names = _pictures({name: header.shape for name, header in shapes.items()})
+    if not names:
+        raise ValueError(f"no array of pictures (it has {', '.join(shapes) or 'none'})")
+    size = sum(int(np.prod(shapes[name].shape)) * shapes[name].item for name in names)
+    return Probe(sum(_stack_length(shapes[name].shape) for name in names), size)
+
+
+def _pictures(shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The arrays of an NPZ file that hold pictures: stacks, or (without any) single ones."""
+    stacks = [name for name, shape in shapes.items() if len(shape) in (3, 4)]
+    return stacks or [name for name, shape in shapes.items() if len(shape) == 2]
+
+
 @lru_cache(maxsize=1)
 def _npz(source: Source, key: str, etag: str | None) -> tuple[dict, dict]:
     """Pictures by array name, and the labels of each (a vector of its length: y, labels, ...)."""
     with np.load(io.BytesIO(source.read(key)[0]), allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    pictures = {name: a for name, a in arrays.items() if a.ndim in (3, 4)}
-    if not pictures:
-        pictures = {name: a for name, a in arrays.items() if a.ndim == 2}
+    pictures = {name: arrays[name] for name in _pictures({n: a.shape for n, a in arrays.items()})}
     vectors = {name: a for name, a in arrays.items() if a.ndim == 1 or a.shape[1:] == (1,)}
     labels = {}
     for name, array in pictures.items():
@@ -233,8 +260,6 @@ def _npz(source: Source, key: str, etag: str | None) -> tuple[dict, dict]:
             same_part = _part(other) == _part(name) or len(pictures) == 1
             if len(vector) == len(array) and same_part and array.ndim > 2:
                 labels[name] = vector.reshape(-1)
-    if not pictures:
-        raise ValueError(f"{key} has no array of pictures (it has {', '.join(arrays) or 'none'})")
     return pictures, labels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from pipeline.ingest.containers import container_members
 from pipeline.ingest.kinds import is_chosen, sample_suffixes, suffix
 from pipeline.ingest.members import Member
 from pipeline.ingest.target import Target
+from pipeline.storage import StorageError
 from schemas.run import CommonIngest, Dataset
 from schemas.samples import Code
 
@@ -18,6 +20,8 @@ THREADS = 8
 AHEAD = 32
 """Entries read ahead, at most."""
 AHEAD_BYTES = 64 * 2**20
+MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of reading a file that are not the file's fault."""
 NESTING = 2
 """Files named by a file that a sample names are read too (OBJ -> MTL -> picture), no further."""
 
@@ -68,19 +72,13 @@ def read_entry(
         return member
     sources = {}
     for key, size, etag in zip(entry["keys"], entry["sizes"], entry["etags"]):
-        source, name = target.resolve(key, entry["uri"])
-        sources[name] = source
         try:
+            source, name = target.resolve(key, entry["uri"])
             data, now = source.read(name)
-        except (FileNotFoundError, NotADirectoryError):
-            member.problem = (Code.INPUT_MISSING, f"there is no object '{key}'")
+        except (OSError, ValueError) as error:
+            member.problem = unreadable(error, key)
             return member
-        except PermissionError as error:
-            member.problem = (Code.INPUT_MISSING, error.strerror or str(error))
-            return member
-        except (IsADirectoryError, ValueError) as error:
-            member.problem = (Code.INPUT_MISSING, f"'{key}' cannot be read: {error}")
-            return member
+        sources[name] = source
         if (size >= 0 and now.size != size) or (etag and now.etag != etag):
             member.problem = (
                 Code.INPUT_CHANGED,
@@ -102,20 +100,34 @@ def read_entry(
     return member
 
 
+def unreadable(error: OSError | ValueError, key: str) -> tuple[Code, str]:
+    """Why one object cannot be read; raises StorageError where the fault is the machine's."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return Code.INPUT_MISSING, f"there is no object '{key}'"
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        raise StorageError(f"reading '{key}': {error.strerror}") from error
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return Code.INPUT_MISSING, words
+
+
 def _add_siblings(member: Member, read: Callable, limit: int) -> None:
     """Reads the files that a mesh names, inside the dataset only; missing ones are left out."""
     from pipeline.ingest.meshes import siblings
 
     fresh = dict(member.files)
     for _ in range(NESTING):
-        named = [name for key, data in fresh.items() for name in siblings(key, data)]
+        try:
+            named = [name for key, data in fresh.items() for name in siblings(key, data)]
+        except Exception:  # the decoder reads the same bytes, guarded, and says what is wrong
+            return
         fresh = {}
         for name in dict.fromkeys(named):
             if name in member.files:
                 continue
             try:
                 fresh[name] = read(name)[0]
-            except (OSError, ValueError):
+            except (OSError, ValueError) as error:
+                unreadable(error, name)
                 continue
             member.keys = (*member.keys, name)
         member.files |= fresh
@@ -129,26 +141,17 @@ def _add_siblings(member: Member, read: Callable, limit: int) -> None:
 
 def _members(entry: dict[str, Any], target: Target, dataset: Dataset) -> Iterator[Member]:
     """Members of a container's range; a container that cannot be read is one rejected sample."""
-    source, key = target.resolve(entry["keys"][0], entry["uri"])
-    prefix, seen, why = entry["sample_id"], 0, None
-    if entry["status"]:
-        why = (Code(entry["code"]), entry["message"])
-    else:
-        size, etag = entry["sizes"][0], entry["etags"][0]
-        now = source.stat(key)
-        if now is None:
-            why = (Code.INPUT_MISSING, f"there is no object '{key}'")
-        elif (size >= 0 and now.size >= 0 and now.size != size) or (etag and now.etag != etag):
-            why = (Code.INPUT_CHANGED, f"'{key}' has changed since it was listed")
+    prefix, seen = entry["sample_id"], 0
+    why, source, key = _container(entry, target)
     if why is None:
         start, stop = entry["start"], entry["stop"]
         members = container_members(source, key, entry["type"], start, stop, prefix, dataset)
         while True:
             try:
                 member = next(members, None)
-            except RuntimeError:
+            except StorageError:
                 raise
-            except (ValueError, EOFError, OSError, KeyError, ArithmeticError) as error:
+            except Exception as error:  # whatever a format's library raises for broken bytes
                 why = (Code.DECODE, f"{type(error).__name__} after {seen} samples: {error}"[:500])
                 break
             if member is None:
@@ -166,6 +169,24 @@ def _members(entry: dict[str, Any], target: Target, dataset: Dataset) -> Iterato
     ranged = entry["start"] or (entry["stop"] > 1 and entry["type"] != "tar")
     name = f"{prefix}#{entry['start']:06d}-{last:06d}" if ranged else prefix
     yield Member(name, keys=tuple(entry["keys"]), problem=why)
+
+
+def _container(entry: dict[str, Any], target: Target) -> tuple[Any, Any, str]:
+    """Why a container is not to be read (or None), and where it is."""
+    key = entry["keys"][0]
+    if entry["status"]:
+        return (Code(entry["code"]), entry["message"]), None, key
+    size, etag = entry["sizes"][0], entry["etags"][0]
+    try:
+        source, name = target.resolve(key, entry["uri"])
+        now = source.stat(name)
+    except (OSError, ValueError) as error:
+        return unreadable(error, key), None, key
+    if now is None:
+        return (Code.INPUT_MISSING, f"there is no object '{key}'"), source, name
+    if (size >= 0 and now.size >= 0 and now.size != size) or (etag and now.etag != etag):
+        return (Code.INPUT_CHANGED, f"'{key}' has changed since it was listed"), source, name
+    return None, source, name
 
 
 def _size(entry: dict[str, Any]) -> int:

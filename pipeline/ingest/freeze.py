@@ -103,8 +103,11 @@ class Freeze:
 
     def _expand(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """A container's entry, cut into ranges of members where their number is known."""
-        source, key = self.target.resolve(entry["keys"][0], entry["uri"])
-        probe = probe_container(source, key, entry["type"], self.dataset.columns)
+        probe = probe_container(
+            lambda: self.target.resolve(entry["keys"][0], entry["uri"]),
+            entry["type"],
+            self.dataset.columns,
+        )
         if probe.status:
             return [entry | {"status": probe.status, "code": probe.code, "message": probe.message}]
         if probe.members is None:

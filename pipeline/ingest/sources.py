@@ -8,10 +8,11 @@ import os
 import posixpath
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import le
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 import obstore
@@ -24,6 +25,7 @@ ALONE = 16
 """Pages of a bucket that are listed one after the other, before several listings run at once."""
 LISTERS = 4
 """Parallel listings of one bucket: each holds a page or two in memory."""
+HTTP_ATTEMPTS = 3
 READ_BYTES = 4 * 2**20
 """Bytes of one request when an object is read from front to back."""
 SKIPS = 32
@@ -351,24 +353,52 @@ class HttpSource(Source):
         )
 
     def read(self, key: str) -> tuple[bytes, Found]:
-        data = self.files.cat_file(self._url(key))
+        data = self._asked("read", key, lambda url: self.files.cat_file(url))
         return data, Found(key, len(data), None)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        data = self.files.cat_file(self._url(key), start=start, end=start + length)
+        data = self._asked(
+            "read", key, lambda url: self.files.cat_file(url, start=start, end=start + length)
+        )
         # a server that does not know ranges answers with the whole file
         return data if len(data) <= length else data[start : start + length]
 
     def stat(self, key: str) -> Found | None:
         try:
-            info = self.files.info(self._url(key))
+            info = self._asked("look up", key, self.files.info)
         except FileNotFoundError:
             return None
         size = info.get("size")
         return Found(key, -1 if size is None else size, info.get("ETag"))
 
     def open(self, key: str) -> BinaryIO:
-        return self.files.open(self._url(key), "rb")
+        return self._asked("read", key, lambda url: self.files.open(url, "rb"))
+
+    def _asked(self, action: str, key: str, request: Callable[[str], Any]) -> Any:
+        """The answer of the server; what may pass is asked again, twice."""
+        url = self._url(key)
+        for attempt in range(HTTP_ATTEMPTS):
+            try:
+                return request(url)
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError, TimeoutError, *_http_errors()) as error:
+                status = getattr(error, "status", None)
+                if status in (401, 403):
+                    raise PermissionError(f"access to '{key}' is denied ({status})") from error
+                if status is not None and 400 <= status < 500 and status not in (408, 429):
+                    raise FileNotFoundError(f"the server refuses '{key}' ({status})") from error
+                if attempt + 1 == HTTP_ATTEMPTS:
+                    text = str(error).split("\n")[0][:300] or type(error).__name__
+                    raise StorageError(f"cannot {action} {url}: {text}") from error
+                time.sleep(0.2 * 5**attempt)
+        raise AssertionError("unreachable")
+
+
+def _http_errors() -> tuple[type[Exception], ...]:
+    from aiohttp import ClientError
+
+    return (ClientError,)
 
 
 def open_source(location: Location) -> Source:
