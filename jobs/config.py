@@ -413,6 +413,12 @@ def _combinations(tree: Tree, run: Run) -> list[str]:
             )
     if run.prepared is not None and run.prepared.url.rstrip("/").endswith(".zarr"):
         problems.append(f"{tree.place(('prepared',))}: prepared: a prepared dataset is not a .zarr")
+    local = run.resources.workers == 0 or run.store.scheme == "memory"
+    if local and run.train.workers > 1:
+        problems.append(
+            f"{tree.place(('train', 'workers'))}: train.workers: {run.train.workers} workers need "
+            "Ray, which resources.workers=0 and memory:// exclude; set it to 1, or use a cluster"
+        )
     if run.resources.workers == 0 and run.resources.address is not None:
         problems.append(
             f"{tree.place(('resources', 'address'))}: resources.address: has no effect with "

@@ -80,6 +80,8 @@ def tell(error: BaseException, command: str) -> int:
 def sentence(error: BaseException) -> str:
     """An error of the world in one line, with the way out for the common ones."""
     line = one_line(error) or type(error).__name__
+    if isinstance(error, StorageError):  # it is such a sentence
+        return line
     low = line.lower()
     name = type(error).__name__
     if "nosuchbucket" in low.replace(" ", "") or "bucket does not exist" in low:

@@ -7,13 +7,14 @@ faster than Ray Train and is replaced when it dies.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 from jobs import cluster
 from jobs.cluster import Done, Task
-from jobs.workers import check_nonce, device_of, limit_threads, write_nonce
+from jobs.workers import check_nonce, device_of, limit_threads, nonce_key, write_nonce
 from pipeline.storage import open_objects
 from schemas.run import Run
 
@@ -52,18 +53,15 @@ def train(driver: Driver) -> dict[str, Any]:
     """Trains the shared parameters of the driver's run; returns samples, seconds, peak memory."""
     run = driver.run
     if run.train.workers > 1:
-        if driver.local:
-            raise ValueError(
-                f"train.workers = {run.train.workers} needs Ray, resources.workers = 0 or "
-                "memory:// excludes it; set train.workers=1 or use a cluster"
-            )
         driver.connect()
         return train_together(run)
     objects = open_objects(run.store)
-    args = (run.model_dump_json(), write_nonce(objects))
+    nonce = write_nonce(objects)
+    args = (run.model_dump_json(), nonce)
     task = Task(0, action="train")
     with driver.pool(TrainWorker, args, [task], gpus=min(run.resources.gpus, 1.0)) as pool:
         for event in pool.map([task]):
+            objects.delete(nonce_key(nonce))
             if isinstance(event, Done):
                 return event.record
             driver.quarantine("train", event, objects)
@@ -80,7 +78,8 @@ def train_together(run: Run) -> dict[str, Any]:
     each: dict[str, float] = {"CPU": run.resources.cores}
     if gpu:
         each["GPU"] = 1
-    nonce = write_nonce(open_objects(run.store))
+    objects = open_objects(run.store)
+    nonce = write_nonce(objects)
     with tempfile.TemporaryDirectory(prefix="fieldmill-train-") as folder:
         trainer = TorchTrainer(
             _loop,
@@ -96,10 +95,17 @@ def train_together(run: Run) -> dict[str, Any]:
             ),
         )
         try:
-            result = trainer.fit()
+            trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise cluster.WorldError(f"training failed: {cluster.one_line(error)}") from error
-    return dict(result.metrics or {})
+    record = json.loads(objects.get(record_key(nonce)))
+    objects.delete([record_key(nonce), nonce_key(nonce)])
+    return record
+
+
+def record_key(nonce: str) -> str:
+    """Where rank 0 leaves its record: Ray Train returns metrics with its own checkpoints only."""
+    return nonce_key(nonce) + ".record"
 
 
 def _loop(config: dict[str, Any]) -> None:
@@ -113,5 +119,8 @@ def _loop(config: dict[str, Any]) -> None:
     check_nonce(open_objects(run.store), config["nonce"])
     context = ray.train.get_context()
     device = str(ray.train.torch.get_device())
-    record = train_one(run, context.get_world_rank(), context.get_world_size(), device)
-    ray.train.report(record)
+    rank = context.get_world_rank()
+    record = train_one(run, rank, context.get_world_size(), device)
+    if rank == 0:
+        data = json.dumps(record).encode()
+        open_objects(run.store).put(record_key(config["nonce"]), data)

@@ -187,6 +187,11 @@ def test_memory_needs_this_process(write):
     load_run(write(GOOD), ["store=memory://x/y.zarr"])
 
 
+def test_several_training_workers_need_ray(write):
+    (line,) = problems(write(GOOD), "train.workers=2", "resources.workers=0")
+    assert line.startswith("override 'train.workers=2': train.workers: 2 workers need Ray")
+
+
 def test_relative_paths_start_at_the_current_directory(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("sub").mkdir()
