@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +30,8 @@ PART_ROWS = 65_536
 MOST_LABELS = 4096
 OTHERS = "..."
 ORDER_BLOCK = 65_536
+REQUESTS = 8
+"""Small objects read or written side by side."""
 REASONS = 5
 
 
@@ -54,16 +58,16 @@ def fold(dataset: Dataset, ingest: CommonIngest, prepared: Location) -> Prepared
     with tempfile.TemporaryDirectory(prefix="fieldmill-fold-") as folder:
         same = _duplicates(objects, segments, levels, folder)
         labeler = Labeler(dataset.label, levels.shallowest())
-        work = _Fold(objects, dataset, ingest, labeler)
-        for segment in segments:
-            work.segment(segment, same)
-        same.close()
+        with ThreadPoolExecutor(REQUESTS, thread_name_prefix="fold-write") as pool:
+            work = _Fold(objects, dataset, ingest, labeler, pool)
+            for segment in segments:
+                work.segment(segment, same)
+            work.close()
     if not work.rows:
         raise NothingUsable(
             f"dataset {dataset.url} has no usable sample: {dict(work.counts)}; the first: "
             + "; ".join(work.reasons)
         )
-    work.close()
     meta = PreparedMeta(
         kind=dataset.kind,
         ingest_identity=identity(keys),
@@ -93,15 +97,21 @@ def read_meta(objects: Objects) -> PreparedMeta | None:
 
 
 def _records(objects: Objects, segment: Segment) -> Iterator[Record]:
+    """The records of a listing's units in order, read ahead."""
     missing = []
-    for unit in range(segment.first_unit, segment.first_unit + segment.units):
-        record = find_record(objects, unit)
-        if record is not None:
-            yield record
-            continue
-        missing.append(unit)
-        if objects.list(f"units/{unit:08d}"):
-            reopen(objects, unit)
+    units = range(segment.first_unit, segment.first_unit + segment.units)
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="fold-read") as pool:
+        todo, ahead = iter(units), deque()
+        for unit in units:
+            for new in islice(todo, 2 * REQUESTS - len(ahead)):
+                ahead.append(pool.submit(find_record, objects, new))
+            record = ahead.popleft().result()
+            if record is not None:
+                yield record
+                continue
+            missing.append(unit)
+            if next(iter(objects.list(f"units/{unit:08d}")), None) is not None:
+                reopen(objects, unit)
     if missing:
         raise RuntimeError(
             f"{len(missing)} ingest units are not committed (first: {missing[:10]}); "
@@ -165,14 +175,18 @@ class _Same:
                     self.held = dict(map(json.loads, file))
         return self.held.get(order)
 
-    def close(self) -> None:
-        self.held = {}
-
 
 class _Fold:
     """Second pass: numbers rows and writes sidecars, manifest parts and failures."""
 
-    def __init__(self, objects: Objects, dataset: Dataset, ingest: CommonIngest, labeler: Labeler):
+    def __init__(
+        self,
+        objects: Objects,
+        dataset: Dataset,
+        ingest: CommonIngest,
+        labeler: Labeler,
+        pool: ThreadPoolExecutor,
+    ):
         self.objects, self.dataset, self.ingest, self.labeler = objects, dataset, ingest, labeler
         self.order, self.rows = 0, 0
         self.starts: list[int] = []
@@ -183,6 +197,8 @@ class _Fold:
         self.fingerprint = hashlib.sha256()
         self.reasons: list[str] = []
         self.failures = _Parquet(None, None)
+        self.pool = pool
+        self.writes: deque = deque()
 
     def segment(self, segment: Segment, same: _Same) -> None:
         """Folds the units of one listing, then its ignored files."""
@@ -237,11 +253,20 @@ class _Fold:
                 sink = pa.BufferOutputStream()
                 with pa.ipc.new_stream(sink, SIDECAR.with_metadata(about)) as stream:
                     stream.write_table(table)
-                self.objects.create(sidecar_key(piece.name), sink.getvalue().to_pybytes())
+                self._create(sidecar_key(piece.name), sink.getvalue().to_pybytes())
                 self.shards.append((piece.name, mine[0]["row"], len(mine)))
             start += piece.rows
 
+    def _create(self, key: str, data: bytes) -> None:
+        """Creates an object in the background, a bounded number at once."""
+        while len(self.writes) >= 2 * REQUESTS:
+            self.writes.popleft().result()
+        self.writes.append(self.pool.submit(self.objects.create, key, data))
+
     def close(self) -> None:
+        """Waits for what is being written; then `prepared.json` may be."""
+        while self.writes:
+            self.writes.popleft().result()
         data = self.failures.finish()
         self.objects.put("failures.parquet", data)
 

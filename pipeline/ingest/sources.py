@@ -48,7 +48,18 @@ class Found:
 
 
 class Source:
-    """Objects below one URL. Reading never follows a key out of it."""
+    """Objects below one URL. Reading never follows a key out of it.
+
+    Sources of one location are equal, so that what was read from one may be kept for the next.
+    """
+
+    location: Location
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source) and self.location == other.location
+
+    def __hash__(self) -> int:
+        return hash(self.location)
 
     def list(self, page: int) -> Iterator[list[Found]]:
         """All objects, page by page, in no particular order."""
@@ -73,8 +84,9 @@ class Source:
 class FolderSource(Source):
     """A local folder; symbolic links are followed, loops of them are cut."""
 
-    def __init__(self, root: str):
-        self.root = root
+    def __init__(self, location: Location):
+        self.location = location
+        self.root = str(local_folder(location))
 
     def list(self, page: int) -> Iterator[list[Found]]:
         found = []
@@ -337,6 +349,7 @@ class HttpSource(Source):
     """Files on a web server: cannot be listed, only read by name."""
 
     def __init__(self, location: Location):
+        self.location = location
         self.root = location.url.rstrip("/") + "/"
         self.files, _ = fsspec_client(location)
 
@@ -404,10 +417,10 @@ def _http_errors() -> tuple[type[Exception], ...]:
 def open_source(location: Location) -> Source:
     """The source of a URL that is a folder or prefix; one of a missing folder is an error."""
     if location.scheme == "file":
-        root = str(local_folder(location))
-        if not os.path.isdir(root):
-            raise FileNotFoundError(f"dataset {location.url}: there is no folder {root}")
-        return FolderSource(root)
+        source = FolderSource(location)
+        if not os.path.isdir(source.root):
+            raise FileNotFoundError(f"dataset {location.url}: there is no folder {source.root}")
+        return source
     if location.scheme in ("http", "https"):
         return HttpSource(location)
     return ObjectSource(location)
@@ -416,7 +429,12 @@ def open_source(location: Location) -> Source:
 def open_uri(base: Location, uri: str) -> tuple[Location, str]:
     """Location and key of a URI of a table: absolute, or relative to `base`."""
     if "://" not in uri and not uri.startswith("/"):
-        return base, posixpath.normpath(uri)
+        name, url = posixpath.normpath(uri), base.url.rstrip("/")
+        while name.startswith("../"):
+            name, url = name[3:], url.rpartition("/")[0]
+            if not url or url.endswith("/"):
+                raise ValueError(f"'{uri}' leads out of {base.url}")
+        return (base if url == base.url.rstrip("/") else base.model_copy(update={"url": url})), name
     scheme = urlsplit(uri).scheme or "file"
     folder, _, name = uri.rpartition("/")
     if scheme in ("s3", "memory"):
