@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import time
@@ -77,6 +78,7 @@ def main() -> None:
         "watertight": bool(mesh.is_watertight),
         "peak_memory_rise_mb": round((after - before) / 1024),
         "threads": args.threads,
+        "load_average": round(os.getloadavg()[0], 1),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }

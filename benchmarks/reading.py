@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import tempfile
 import time
@@ -105,14 +106,13 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         records = []
+        code = ArraySpec(name="latents/code", shape=(256,), dims=("z",))
+        params = ArraySpec(name="params", shape=(50_307,), dims=("param",))
         cases = (
-            ("latents", ArraySpec(name="latents/code", shape=(256,), dims=("z",)), args.latents,
-             4096, 256),
-            ("latents, shards of 64 rows", ArraySpec(name="latents/code", shape=(256,), dims=("z",)),
-             args.latents // 4, 64, 256),
-            ("weights", ArraySpec(name="params", shape=(50_307,), dims=("param",)), args.weights,
-             256, 64),
-        )  # fmt: skip
+            ("latents", code, args.latents, 4096, 256),
+            ("latents, shards of 64 rows", code, args.latents // 4, 64, 256),
+            ("weights", params, args.weights, 256, 64),
+        )
         for number, (name, spec, rows, unit_rows, batch) in enumerate(cases):
             url = f"{folder}/{number}.zarr"
             make_store(url, spec, rows, unit_rows)
@@ -129,7 +129,14 @@ def main() -> None:
                 loader = DataLoader(npz, batch_size=batch, shuffle=True, num_workers=workers)
                 records.append(timed(f"{name}: npz files, {workers} workers", loader, row_bytes))
                 print(json.dumps(records[-1]), flush=True)
-    out = {"machine": platform.machine(), "torch": torch.__version__, "cases": records}
+    load = [round(x, 1) for x in os.getloadavg()]
+    out = {
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": load,
+        "torch": torch.__version__,
+        "cases": records,
+    }
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     (results / "reading.json").write_text(json.dumps(out, indent=1) + "\n")

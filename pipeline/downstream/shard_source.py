@@ -49,7 +49,7 @@ class ShardSource:
         """Values `[k, ...]` of rows of one unit, with one request for its whole shard."""
         data = self._ask("get", shard_key(self.spec, unit))
         values, readable = decode_shard(self.spec, self.unit_rows, data)
-        inside = np.asarray(rows, np.int64) - unit * self.unit_rows
+        inside = _slice_or_index(np.asarray(rows, np.int64) - unit * self.unit_rows)
         return self._checked(values[inside], readable[inside], rows)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class ShardSource:
     def _checked(self, values: np.ndarray, readable: np.ndarray, rows: np.ndarray) -> np.ndarray:
         bad = ~readable
         if values.dtype.kind == "f":
-            bad |= np.isnan(values).reshape(len(values), -1).any(1)
+            bad |= np.isnan(values.reshape(len(values), -1).max(1))  # max keeps NaN, copies nothing
         if bad.any():
             raise RuntimeError(
                 f"{self.location.url}: row {rows[bad][0]} is usable but '{self.spec.name}' has no "
@@ -94,6 +94,13 @@ class ShardSource:
             raise RuntimeError(
                 f"{self.location.url}: '{key}' is missing: the store is damaged; run 'verify'"
             ) from None
+
+
+def _slice_or_index(places: np.ndarray) -> np.ndarray | slice:
+    """Consecutive places as a slice, which copies nothing."""
+    if len(places) and (np.diff(places) == 1).all():
+        return slice(int(places[0]), int(places[-1]) + 1)
+    return places
 
 
 def _runs(values: np.ndarray) -> Iterator[tuple[int, int]]:
