@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -117,7 +118,7 @@ def main() -> None:
             {
                 "from": a["objects"],
                 "to": b["objects"],
-                "peak": round((min(b["peak_MB"]) - min(a["peak_MB"])) * 1e6
+                "peak": round((statistics.median(b["peak_MB"]) - statistics.median(a["peak_MB"])) * 1e6
                               / (b["objects"] - a["objects"]), 1),
                 "heap": round((b["heap_MB"] - a["heap_MB"]) * 1e6
                               / (b["objects"] - a["objects"]), 1),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,6 +35,8 @@ class Probe:
     """None: only known after reading (tar)."""
     size: int = 0
     """Bytes, where the listing does not say."""
+    short: str = ""
+    """What is missing at the end of a file that is cut short."""
     status: str = ""
     """`ignored` or `rejected` when it holds nothing of use."""
     code: str = ""
@@ -56,14 +60,19 @@ def probe_container(
                 return _probe_parquet(pq.ParquetFile(file), columns)
         if kind == "npy":
             header = _npy_header(io.BytesIO(source.read_range(key, 0, 4096)))
-            return Probe(_stack_length(header.shape), int(np.prod(header.shape)) * header.item)
+            whole = _is_picture(header.shape) or header.fortran
+            held = _size_of(source, key) - header.offset
+            return _probe_stack(header.shape, header.item, held, whole)
         if kind == "npz":
             with source.open(key) as file:
                 return _probe_npz(file)
         if LABELS_FILE.search(key):
             return Probe(status="ignored", message="labels of an IDX file")
-        shape, _, _ = _idx_header(_idx_start(source, key))
-        return Probe(_stack_length(shape), int(np.prod(shape)))
+        shape, dtype, offset = _idx_header(_idx_start(source, key))
+        held = _size_of(source, key)
+        if key.endswith(".gz"):  # the trailer has the size, modulo 2^32
+            held = int.from_bytes(source.read_range(key, held - 4, 4), "little")
+        return _probe_stack(shape, np.dtype(dtype).itemsize, held - offset, len(shape) == 2)
     except StorageError:
         raise
     except FileNotFoundError:
@@ -75,6 +84,27 @@ def probe_container(
     except Exception as error:  # whatever a format's library raises for broken bytes
         text = f"{type(error).__name__}: {error}"[:300]
         return Probe(status="rejected", code=Code.DECODE.value, message=text)
+
+
+def _probe_stack(shape: tuple[int, ...], item: int, held: int, whole: bool) -> Probe:
+    """Members of an uncompressed stack with `held` bytes; a cut one has fewer than it claims."""
+    claimed, size = _stack_length(shape), math.prod(shape) * item
+    if not size:
+        raise ValueError(f"an array of shape {shape} holds nothing")
+    if held >= size:
+        return Probe(claimed, size)
+    words = f"the file is cut short: {held} bytes of {size}"
+    there = held // (size // claimed)
+    if whole or there < 1:
+        raise ValueError(words)
+    return Probe(there, size, words)
+
+
+def _size_of(source: Source, key: str) -> int:
+    found = source.stat(key)
+    if found is None:
+        raise FileNotFoundError(key)
+    return found.size if found.size >= 0 else sys.maxsize
 
 
 def container_members(
@@ -109,6 +139,9 @@ def _probe_parquet(file: pq.ParquetFile, columns: dict[str, str]) -> Probe:
     if not (struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         message = f"column '{image}' is {kind}, neither bytes nor a struct with bytes"
         return Probe(status="rejected", code=Code.DECODE.value, message=message)
+    groups = range(file.num_row_groups)
+    if file.metadata.num_rows != sum(file.metadata.row_group(i).num_rows for i in groups):
+        raise ValueError("the row groups do not add up to the number of rows")
     return Probe(file.metadata.num_rows)
 
 
@@ -203,7 +236,7 @@ def _npy_members(source: Source, key: str, start: int, stop: int, prefix: str) -
         stack = array[None] if _is_picture(array.shape) else array[start:stop]
     else:
         shape = header.shape[1:]
-        step = int(np.prod(shape)) * header.item
+        step = math.prod(shape) * header.item
         data = source.read_range(key, header.offset + start * step, (stop - start) * step)
         if len(data) < (stop - start) * step:
             raise ValueError(f"{key} ends before picture {stop}")
@@ -233,11 +266,14 @@ def _probe_npz(file: BinaryIO) -> Probe:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             with archive.open(info) as member:
-                shapes[info.filename.removesuffix(".npy")] = _npy_header(member)
+                header = _npy_header(member)
+            if math.prod(header.shape) * header.item > info.file_size:
+                raise ValueError(f"array '{info.filename}' is cut short")
+            shapes[info.filename.removesuffix(".npy")] = header
     names = _pictures({name: header.shape for name, header in shapes.items()})
     if not names:
         raise ValueError(f"no array of pictures (it has {', '.join(shapes) or 'none'})")
-    size = sum(int(np.prod(shapes[name].shape)) * shapes[name].item for name in names)
+    size = sum(math.prod(shapes[name].shape) * shapes[name].item for name in names)
     return Probe(sum(_stack_length(shapes[name].shape) for name in names), size)
 
 
@@ -309,7 +345,10 @@ def _idx_array(source: Source, key: str, etag: str | None) -> np.ndarray:
     if key.endswith(".gz"):
         data = gzip.decompress(data)
     shape, dtype, offset = _idx_header(data)
-    return np.frombuffer(data, dtype, count=int(np.prod(shape)), offset=offset).reshape(shape)
+    step = math.prod(shape[1:])
+    there = min(shape[0], (len(data) - offset) // (step * np.dtype(dtype).itemsize))
+    values = np.frombuffer(data, dtype, count=there * step, offset=offset)
+    return values.reshape(there, *shape[1:])
 
 
 def _idx_members(source: Source, key: str, start: int, stop: int, prefix: str) -> Iterator[Member]:

@@ -17,7 +17,7 @@ from pipeline.ingest.segments import UNITS, Segment
 from pipeline.ingest.target import Target
 from pipeline.storage import Objects
 from schemas.run import CommonIngest, Dataset
-from schemas.samples import LISTING
+from schemas.samples import LISTING, Code
 
 PART_ENTRIES = 1_024
 """Entries of one listing object: bounds the driver's memory and what a worker downloads."""
@@ -115,10 +115,15 @@ class Freeze:
         size, step = max(entry["sizes"][0], probe.size), self.ingest.unit_objects
         if probe.members and size > 0:
             step = max(1, min(step, self.ingest.unit_bytes * probe.members // size))
-        return [
+        ranges = [
             entry | {"start": start, "stop": min(start + step, probe.members)}
             for start in range(0, probe.members, step)
         ]
+        if probe.short:
+            name = f"{entry['sample_id']}#{probe.members:06d}-"
+            why = {"status": "rejected", "code": Code.DECODE.value, "message": probe.short}
+            ranges.append(entry | {"sample_id": name, "type": "file"} | why)
+        return ranges
 
     def _add(self, entry: dict[str, Any]) -> None:
         if entry["status"]:

@@ -258,13 +258,20 @@ def test_idx_files_take_their_labels_from_beside(anywhere, packed):
     assert {r["sample_id"] for r in done.failures().to_pylist()} == {"broken-images-idx3-ubyte"}
 
 
-def test_a_container_cut_short_is_one_rejected_range(local):
+@pytest.mark.parametrize("kind", ["npy", "idx"])
+def test_a_container_cut_short_gives_what_it_holds(local, kind):
     stack = np.stack([picture(i) for i in range(20)])
-    put(local("data"), {"s.npy": npy(stack)[: -7 * 90]})
+    if kind == "npy":
+        name, data = "s.npy", npy(stack)[: -6 * 90 - 1]
+    else:
+        name, data = "s-idx3-ubyte", idx(stack[..., 0])[: -6 * 30 - 1]
+    put(local("data"), {name: data, "empty.npy": npy(np.zeros((10**9, 0, 4), np.uint8))})
+    put(local("data"), {"liar-idx3-ubyte": b"\0\0\x08\3" + b"\xff" * 12 + bytes(50)})
     done = run_ingest(images(local("data")), local("p"))
-    assert done.meta.rows == 7
-    failed = {r["sample_id"] for r in done.failures().to_pylist()}
-    assert failed == {"s.npy#000007-000013", "s.npy#000014-000019"}
+    assert done.meta.rows == 13
+    failed = {r["sample_id"]: r["message"] for r in done.failures().to_pylist()}
+    assert set(failed) == {f"{name}#000013-", "empty.npy", "liar-idx3-ubyte"}
+    assert "cut short" in failed[f"{name}#000013-"]
 
 
 # --- tables of URIs --------------------------------------------------------------------------

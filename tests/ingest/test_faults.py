@@ -137,7 +137,8 @@ def test_a_full_file_table_is_the_machines_fault(local, monkeypatch):
 
 def test_uris_that_cannot_be_read_are_rows(local):
     table = "uri\n" + "\n".join(
-        ["ok.png", "../beside.png", "../" * 30 + "x.png", "file:///no/such/folder/x.png", "ftp://host/x.png", "n" * 300 + ".png",
+        ["ok.png", "../beside.png", "../" * 30 + "x.png", "file:///no/such/folder/x.png",
+         "ftp://host/x.png", "n" * 300 + ".png",
          "folder.png", "/no/such/s.tar", "nul\0.png"]
     )  # fmt: skip
     put(
