@@ -23,7 +23,11 @@ def linear(
     and the last one, or a sample axis of length 1 that all share.
     """
     if weight.dim() == 2:
-        return F.linear(x, weight, bias)
+        if weight.requires_grad or x.dim() < 3 or len(x) < 2:
+            return F.linear(x, weight, bias)
+        # A frozen weight: one product a sample, whose bits do not depend on the number of samples.
+        weight = weight.expand(len(x), *weight.shape)
+        bias = None if bias is None else bias.expand(len(x), *bias.shape)
     n, middle = weight.shape[0], x.shape[1:-1]
     if x.shape[0] != n:
         x = x.expand(n, *x.shape[1:])

@@ -24,7 +24,8 @@ def test_sample_i_uses_weight_i(middle):
 
 def test_one_weight_serves_all_samples_and_one_input_all_weights():
     x, w, b = tensors((3, 5, 7), (6, 7), (6,))
-    assert torch.equal(linear(x, w, b), F.linear(x, w, b))
+    assert torch.allclose(linear(x, w, b), F.linear(x, w, b), rtol=1e-12)
+    assert torch.equal(linear(x, w.requires_grad_(), b), F.linear(x, w, b))
     x, w, b = tensors((1, 5, 7), (3, 6, 7), (3, 6))
     assert torch.allclose(linear(x, w, b), linear(x.expand(3, 5, 7).contiguous(), w, b))
 
