@@ -74,6 +74,18 @@ def measure(server, prefix: str, run: str, traced: bool) -> dict:
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 
+def slope(a: dict, b: dict) -> dict:
+    """Growth from one size to another: medians of the peaks, and the traced heap."""
+    more = b["objects"] - a["objects"]
+    peak = statistics.median(b["peak_MB"]) - statistics.median(a["peak_MB"])
+    return {
+        "from": a["objects"],
+        "to": b["objects"],
+        "peak": round(peak * 1e6 / more, 1),
+        "heap": round((b["heap_MB"] - a["heap_MB"]) * 1e6 / more, 1),
+    }
+
+
 def main() -> None:
     from tests.servers import moto, seaweedfs
 
@@ -114,18 +126,8 @@ def main() -> None:
         "command": "python benchmarks/listing_memory.py --server " + options.server,
         "server": options.server,
         "rows": rows,
-        "slopes_bytes_per_object": [
-            {
-                "from": a["objects"],
-                "to": b["objects"],
-                "peak": round((statistics.median(b["peak_MB"]) - statistics.median(a["peak_MB"])) * 1e6
-                              / (b["objects"] - a["objects"]), 1),
-                "heap": round((b["heap_MB"] - a["heap_MB"]) * 1e6
-                              / (b["objects"] - a["objects"]), 1),
-            }
-            for a, b in itertools.combinations(rows, 2)
-        ],
-    }  # fmt: skip
+        "slopes_bytes_per_object": [slope(a, b) for a, b in itertools.combinations(rows, 2)],
+    }
     print(json.dumps(report["slopes_bytes_per_object"], indent=1))
     Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,14 @@ from schemas.samples import Code
 
 START_S = 120.0
 """A child that has not started after this long is given up."""
-AHEAD = 16
+AHEAD = 64
 """Samples sent to the child before the first is answered."""
+PATIENCE_S = 0.005
+"""After this long of sending ahead, answers that are there are taken first."""
 AHEAD_BYTES = 32 * 2**20
 PIPE = 2**20
+VECTOR = 256
+"""Buffers written in one call."""
 BOOT = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
     "from pipeline.ingest.guard_child import main; main()"
@@ -50,6 +55,7 @@ class _Waiting:
     member: Member
     frame: list[bytes]
     answer: Decoded | None = None
+    size: int = 0
 
 
 class Guard:
@@ -68,28 +74,31 @@ class Guard:
     def run(self, members: Iterator[Member], seed_key: Any) -> Iterator[tuple[Member, Decoded]]:
         """Decodes members in order; `seed_key(member)` is what seeds its random choices."""
         waiting: deque[_Waiting] = deque()
-        more = True
+        more, held = True, 0
         try:
             while more or waiting:
-                held = sum(w.member.size for w in waiting)
-                while more and len(waiting) < AHEAD and (held < AHEAD_BYTES or not waiting):
-                    member = next(members, None)
-                    if member is None:
-                        more = False
-                        break
-                    held += member.size
-                    item = self._prepare(member, seed_key)
-                    waiting.append(item)
-                    if item.answer is None:
-                        self._send(item)
-                    if waiting[0].answer is not None or self._answer_is_there():
-                        break
+                if more and len(waiting) <= AHEAD // 2:
+                    began = time.monotonic()
+                    while len(waiting) < AHEAD and (held < AHEAD_BYTES or not waiting):
+                        member = next(members, None)
+                        if member is None:
+                            more = False
+                            break
+                        waiting.append(self._prepare(member, seed_key))
+                        held += waiting[-1].size
+                        if waiting[-1].answer is None:
+                            self._send(waiting[-1])
+                        late = time.monotonic() - began > PATIENCE_S
+                        # the next member may be long in coming: leave the child no idle hands
+                        if (late or len(waiting) % 8 < 2) and self._answer_is_there() and late:
+                            break
                 if not waiting:
                     continue
                 if waiting[0].answer is None:
                     self._await(waiting)
                 if waiting[0].answer is not None:
                     item = waiting.popleft()
+                    held -= item.size
                     yield item.member, item.answer
         except BaseException:
             self.close()  # answers to samples nobody waits for must not meet the next unit
@@ -105,7 +114,7 @@ class Guard:
             return _Waiting(member, [], Decoded(None, Code.EMPTY.value, "the file has no bytes"))
         header = {"main": member.main, "array": member.array, "seed_key": seed_key(member)}
         self.decodes += 1
-        return _Waiting(member, pack(header, member.files))
+        return _Waiting(member, pack(header, member.files), size=member.size)
 
     def _await(self, waiting: deque[_Waiting]) -> None:
         """Gets the answer of the first, or finds out why there is none."""
@@ -141,8 +150,6 @@ class Guard:
         if self.child is None:
             self._start()
         self.outgoing.extend(memoryview(piece) for piece in item.frame if piece)
-        with contextlib.suppress(EOFError):  # whoever waits for the answer finds out why
-            self._pump(0)
 
     def _start(self) -> None:
         root = str(Path(__file__).resolve().parents[2])
@@ -173,7 +180,8 @@ class Guard:
             late = time.monotonic() >= deadline
             if not self._pump(0 if late else deadline - time.monotonic()) and late:
                 raise TimeoutError
-        data = bytes(self.incoming[:size])
+        with memoryview(self.incoming) as view:
+            data = bytes(view[:size])
         del self.incoming[:size]
         return data
 
@@ -206,10 +214,10 @@ class Guard:
     def _write_some(self, fd: int) -> bool:
         try:
             while self.outgoing:
-                count = os.write(fd, self.outgoing[0])
-                if count == len(self.outgoing[0]):
-                    self.outgoing.popleft()
-                else:
+                count = os.writev(fd, list(islice(self.outgoing, VECTOR)))
+                while self.outgoing and count >= len(self.outgoing[0]):
+                    count -= len(self.outgoing.popleft())
+                if count:
                     self.outgoing[0] = self.outgoing[0][count:]
         except BlockingIOError:
             return True

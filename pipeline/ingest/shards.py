@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,8 @@ class Piece(Schema):
     rows: int
     bytes: int
     sha256: str
-    batches: tuple[tuple[int, int, int], ...]
-    """Byte offset, byte length and rows of each record batch."""
+    batches: tuple[tuple[int, int, int, int], ...]
+    """Byte offset, byte length, rows and crc32 of each record batch."""
 
 
 @dataclass
@@ -80,7 +81,10 @@ class ShardWriter:
         self.file.write_batch(pa.record_batch(arrays, schema=self.schema))
         if not self.batches:
             start = _first_batch_offset(self.sink)
-        self.batches.append((start, self.sink.tell() - start, rows))
+        end = self.sink.tell()
+        with self.sink.getbuffer() as buffer:
+            check = zlib.crc32(buffer[start:end])
+        self.batches.append((start, end - start, rows, check))
         self.piece_held += self.held
         self.columns, self.held = {name: [] for name in self.schema.names}, 0
 
@@ -89,14 +93,14 @@ class ShardWriter:
         if not self.batches:
             return
         self.file.close()
-        data = self.sink.getbuffer()
+        data = self.sink.getbuffer()  # the sink is dropped below: no copy is needed
         sha256 = hashlib.sha256(data).hexdigest()
         name = f"{self.unit:06d}-{len(self.pieces):04d}-{sha256[:16]}"
-        self.objects.put(f"shards/{name}.arrow", bytes(data))
+        self.objects.put(f"shards/{name}.arrow", data)
         self.pieces.append(
             Piece(
                 name=name,
-                rows=sum(rows for _, _, rows in self.batches),
+                rows=sum(batch[2] for batch in self.batches),
                 bytes=len(data),
                 sha256=sha256,
                 batches=tuple(self.batches),
@@ -123,19 +127,22 @@ def read_batches(
 ) -> list[pa.RecordBatch]:
     """Positions [start, stop) of a shard, by one ranged read of the batches that hold them."""
     first, wanted = 0, []
-    for offset, length, rows in piece.batches:
+    for offset, length, rows, check in piece.batches:
         if first < stop and first + rows > start:
-            wanted.append((first, offset, length, rows))
+            wanted.append((first, offset, length, rows, check))
         first += rows
     if not wanted:
         return []
     begin, end = wanted[0][1], wanted[-1][1] + wanted[-1][2]
     data = objects.get_range(f"shards/{piece.name}.arrow", begin, end - begin)
-    if len(data) != end - begin:
-        raise RuntimeError(f"shards/{piece.name}.arrow ends early: it is damaged")
     batches = []
-    for first, offset, length, rows in wanted:
-        message = pa.py_buffer(data).slice(offset - begin, length)
+    for first, offset, length, rows, check in wanted:
+        message = pa.py_buffer(memoryview(data)[offset - begin : offset - begin + length])
+        if zlib.crc32(message) != check:
+            raise RuntimeError(
+                f"{objects.location.url}: shards/{piece.name}.arrow is damaged (bytes "
+                f"{offset}-{offset + length}); prepare the dataset again at another location"
+            )
         batch = pa.ipc.read_record_batch(pa.ipc.read_message(message), schema)
         batches.append(
             batch.slice(max(start - first, 0), min(stop, first + rows) - max(start, first))

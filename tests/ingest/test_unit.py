@@ -291,6 +291,24 @@ def test_rows_read_only_what_they_need(local, monkeypatch):
         done.rows(0, 1, ["depth"])
 
 
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_shard_is_named_not_read(local, damage):
+    data, prepared = local("data"), local("p")
+    put(data, {f"{i}.png": encoded(picture(i)) for i in range(10)})
+    done = run_ingest(images(data), prepared)
+    objects, name = open_objects(prepared), f"shards/{done.meta.shards[1][0]}.arrow"
+    whole = objects.get(name)
+    if damage == "gone":
+        objects.delete(name)
+    else:
+        at = whole.index(picture(int(done.rows(8, 9)["sample_id"][0].as_py()[:-4])).tobytes())
+        flipped = whole[: at + 5] + bytes([whole[at + 5] ^ 1]) + whole[at + 6 :]
+        objects.put(name, flipped if damage == "flip" else whole[:at])
+    assert done.rows(0, 7).num_rows == 7
+    with pytest.raises((RuntimeError, FileNotFoundError), match=name.split("/")[1]):
+        done.rows(7, 10)
+
+
 def test_an_unfinished_dataset_is_not_opened(local):
     data, prepared = local("data"), local("p")
     put(data, mixed())
