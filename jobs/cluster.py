@@ -88,6 +88,8 @@ class Account:
     application: int = 0
     avoid: int | None = None
     """The worker it raised on."""
+    alone: bool = False
+    """A worker died that held it and another unit: from now on it has a worker to itself."""
 
 
 @dataclass
@@ -174,7 +176,7 @@ class RayPool:
     """Actors that pull units: at most two each, small records back, lost ones are replaced.
 
     A worker that dies is replaced and its units are handed out again, after a growing pause and
-    within `resources.retries` for the unit that it was computing. A unit that raises is tried once
+    within `resources.retries` for the unit on which it died. A unit that raises is tried once
     more, on another worker if there is one, then quarantined.
     """
 
@@ -267,9 +269,12 @@ class RayPool:
                     return
                 if len(actor.flying) > depth:
                     continue
+                if any(accounts[task].alone for task in actor.flying.values()):
+                    continue
                 for _ in range(len(queue)):
-                    task = queue.popleft()
-                    if accounts[task].avoid == actor.number and len(ready) > 1:
+                    task, avoided = queue.popleft(), len(ready) > 1
+                    avoided &= accounts[task].avoid == actor.number
+                    if avoided or (depth and accounts[task].alone):
                         queue.append(task)
                         continue
                     ref = actor.handle.work.remote(task, new_attempt())
@@ -303,25 +308,31 @@ class RayPool:
                 yield actor, task, Done(task, record), None
 
     def _lose(self, actor: _Actor, error: Any) -> Iterator[tuple[_Actor, Task, Done | None, Any]]:
-        """Replaces a dead worker; of its units without an answer, the oldest one is charged."""
+        """Replaces a dead worker; a unit that it held alone is charged.
+
+        Of several nobody knows which one it was: they are tried again, each on a worker of its own.
+        """
         self._replace(actor)
+        lost = []
         for ref, task in actor.flying.items():
             try:
                 record = self.ray.get(ref, timeout=5.0)
             except self.ray.exceptions.RayTaskError as raised:
                 yield actor, task, None, raised
             except self.ray.exceptions.RayError:
-                yield actor, task, None, error
-                error = None
+                lost.append(task)
             else:
                 yield actor, task, Done(task, record), None
+        for task in lost:
+            yield actor, task, None, error if len(lost) == 1 else None
 
     def _judge(
         self, actor: _Actor, task: Task, account: Account, error: Any
     ) -> tuple[float, Quarantined | None]:
         """Seconds until the unit is handed out again, or that it is quarantined."""
-        if error is None:  # it was waiting behind the unit on which the worker died
-            return 0.0, None
+        if error is None:
+            account.alone = True
+            return self.pause_s, None
         if isinstance(error, self.ray.exceptions.RayTaskError):
             account.application += 1
             account.avoid = actor.number
@@ -421,7 +432,7 @@ class _Actor:
     checked: Any
     ready: bool = False
     flying: dict[Any, Task] = field(default_factory=dict)
-    """Oldest first: the first one computes."""
+    """Oldest first."""
 
     def starting(self) -> list[Any]:
         return [] if self.ready else [self.checked]

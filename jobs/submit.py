@@ -26,6 +26,8 @@ from schemas.run import Run
 RUN_FILE = "run.yaml"
 TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 POLL_S = 1.0
+AGENT_S = 90.0
+"""Seconds that a cluster which has just started gets until it takes jobs."""
 
 
 def do_submit(arguments: argparse.Namespace) -> int:
@@ -104,18 +106,23 @@ def submit(
     submission = f"{base}-{attempt}"
     words = [python, "-m", "jobs.cli", "run", RUN_FILE, *flags]
     with staged(run) as folder:
-        try:
-            client.submit_job(
-                entrypoint=shlex.join(words),
-                submission_id=submission,
-                runtime_env={"working_dir": folder},
-                metadata={"run": run.name, "store": run.store.url},
-            )
-        except RuntimeError as error:
-            if status_of(client, submission) is None:  # nobody else was faster: it is an error
-                raise WorldError(f"the job was refused: {one_line(error)}") from error
-            return submission, False
-    return submission, True
+        until = time.monotonic() + AGENT_S
+        while True:
+            try:
+                client.submit_job(
+                    entrypoint=shlex.join(words),
+                    submission_id=submission,
+                    runtime_env={"working_dir": folder},
+                    metadata={"run": run.name, "store": run.store.url},
+                )
+            except RuntimeError as error:
+                if status_of(client, submission) is not None:  # somebody else was faster
+                    return submission, False
+                if "No available agent" not in str(error) or time.monotonic() > until:
+                    raise WorldError(f"the job was refused: {one_line(error)}") from error
+                time.sleep(POLL_S)
+            else:
+                return submission, True
 
 
 @contextmanager

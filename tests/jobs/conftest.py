@@ -32,18 +32,22 @@ def ray_nodes() -> Iterator[object]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray leaves sockets and deprecated calls behind
-        small = {"object_store_memory": 80 * 2**20}
+
+        def small() -> dict[str, int]:
+            # agents of nodes on one machine would share one default port
+            return {"object_store_memory": 80 * 2**20, "dashboard_agent_listen_port": free_port()}
+
         nodes = Cluster(
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
                 "include_dashboard": True,  # jobs are submitted to it
                 "dashboard_port": free_port(),
-                **small,
+                **small(),
             },
         )
         for _ in range(2):
-            nodes.add_node(num_cpus=2, **small)
+            nodes.add_node(num_cpus=2, **small())
         os.environ["RAY_ADDRESS"] = nodes.address
         with jobs_cluster.in_package_folder():
             ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")

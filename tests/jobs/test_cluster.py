@@ -123,7 +123,7 @@ def test_unit_that_kills_its_workers_is_quarantined_alone(ray_nodes, tmp_path):
     events = ray_map(tmp_path, {4: "die"}, 8, retries=2)
     bad = [e for e in events if isinstance(e, Quarantined)]
     assert [(e.task.unit, e.cause) for e in bad] == [(4, "machine")]
-    assert tries(tmp_path)[4] == 3
+    assert tries(tmp_path)[4] in (3, 4)  # one more when it first died beside another unit
     assert sorted(e.task.unit for e in events) == list(range(8))
 
 
