@@ -16,6 +16,7 @@ from schemas.samples import Code, RejectedSample
 Image.MAX_IMAGE_PIXELS = None  # the cap is `ingest.max_pixels`, checked before anything is decoded
 Image.init()
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LUMA = (0.299, 0.587, 0.114)
 """Weights of gray (ITU-R BT.601)."""
 ORIENTATION = 0x0112
@@ -37,11 +38,9 @@ def decode_image(data: bytes, ingest: ImageIngest, seed_key: str) -> dict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow and tifffile warn of odd metadata
         try:
-            pixels = _open(data, ingest)
+            pixels = _open_any(data, ingest)
         except RejectedSample:
             raise
-        except UnidentifiedImageError:
-            raise RejectedSample(Code.DECODE, _unknown(data)) from None
         except MemoryError:
             raise
         except Exception as error:
@@ -144,6 +143,16 @@ def _average_rows(pixels: Shaped[np.ndarray, "h w c"], count: int) -> Float[np.n
     return result
 
 
+def _open_any(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
+    try:
+        return _open(data, ingest)
+    except UnidentifiedImageError:
+        if data[:4] not in TIFF_MAGIC:
+            raise RejectedSample(Code.DECODE, _unknown(data)) from None
+        # layouts of TIFF that Pillow does not know, e.g. 8-bit channels in separate planes
+        return _opaque(_read_tiff(data, ingest), ingest.background)
+
+
 def _open(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_size(*image.size, ingest)
@@ -154,7 +163,7 @@ def _open(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
         ):
             return _opaque(_turn(_deep_png(data, image), _orientation(image)), ingest.background)
         if image.format == "TIFF" and _deep_tiff(image):
-            return _opaque(_turn(_read_tiff(data), _orientation(image)), ingest.background)
+            return _opaque(_turn(_read_tiff(data, ingest), _orientation(image)), ingest.background)
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
@@ -215,11 +224,12 @@ def _deep_tiff(image: Image.Image) -> bool:
     return any(b not in (1, 2, 4, 8) for b in (bits if isinstance(bits, tuple) else (bits,)))
 
 
-def _read_tiff(data: bytes) -> np.ndarray:
+def _read_tiff(data: bytes, ingest: ImageIngest) -> np.ndarray:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
+        _check_size(page.imagewidth, page.imagelength, ingest)
         pixels, axes = page.asarray(), page.axes
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
             pixels = np.iinfo(pixels.dtype).max - pixels

@@ -77,6 +77,17 @@ def test_sixteen_bits_stay_sixteen_bits_in_tiff(channels, compression, planar):
     assert np.array_equal(found, pixels)
 
 
+def test_tiff_layouts_that_pillow_does_not_know():
+    pixels = picture(1, 6, 4)
+    for options in ({"bigtiff": True}, {"planarconfig": "separate"}):
+        sink = io.BytesIO()
+        data = np.moveaxis(pixels, 2, 0) if "planarconfig" in options else pixels
+        tifffile.imwrite(sink, data, photometric="rgb", **options)
+        assert np.array_equal(decoded(sink.getvalue()), pixels)
+        with pytest.raises(RejectedSample, match="4 x 6 pixels"):
+            decoded(sink.getvalue(), ImageIngest(max_pixels=20))
+
+
 def test_float_tiff_in_the_unit_interval_becomes_sixteen_bits():
     sink = io.BytesIO()
     tifffile.imwrite(sink, np.array([[0, 0.5], [0.25, 1]], np.float32))
