@@ -122,6 +122,8 @@ class Plan(Schema):
     field: FieldSpec
     lanes: int
     compiled: bool
+    fused: bool = False
+    """Rows are fitted by the compiled loop over single networks."""
 
     @property
     def units(self) -> int:

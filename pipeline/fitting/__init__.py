@@ -4,6 +4,7 @@ from pipeline.fitting.describe import describe
 from pipeline.fitting.fit import (
     NUMERICS,
     Fitted,
+    choose_path,
     default_lanes,
     estimate_seconds,
     fit_rows,
@@ -26,6 +27,7 @@ __all__ = [
     "Fitted",
     "Trained",
     "bindable",
+    "choose_path",
     "default_lanes",
     "describe",
     "estimate_seconds",

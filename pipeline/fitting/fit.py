@@ -92,9 +92,9 @@ def points_of(kind: tuple[int, ...]) -> int:
     return sum(abs(count) for count in kind)
 
 
-def estimate_seconds(method: Method) -> float:
-    """Rough seconds a row on one CPU core, for planning: products at 20 GFLOP/s, half the steps
-    where a target ends most rows early."""
+def estimate_seconds(method: Method, fused: bool = False) -> float:
+    """Rough seconds a row on one CPU core, for planning: products at 20 GFLOP/s (the compiled loop:
+    80), half the steps where a target ends most rows early."""
     seconds = 0.0
     weights = sum(p.numel() for p in method.model.parameters() if p.dim() > 1)
     for phase in method.fit:
@@ -102,7 +102,7 @@ def estimate_seconds(method: Method) -> float:
         counts = (size.pixels, size.near, size.uniform, size.surface)
         points = sum(c for c in counts if c != ALL) or size.most or 4096
         steps = phase.steps / 2 if phase.target is not None else phase.steps
-        seconds += steps * points * weights * 6 / 20e9
+        seconds += steps * points * weights * 6 / (80e9 if fused else 20e9)
     return max(seconds, 1e-3)
 
 

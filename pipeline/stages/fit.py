@@ -141,6 +141,7 @@ class Fitter:
             lanes=self.plan.lanes,
             device=self.device,
             compiled=self.plan.compiled,
+            fused=self.plan.fused,
             kept={i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept},
         )
         kind = self.prepared.meta.kind

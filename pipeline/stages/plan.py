@@ -120,11 +120,17 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
     arrays = fitting.row_arrays(method)
     rows = row_count(run, prepared.meta)
     lanes = run.fit.lanes or fitting.default_lanes(method)
+    compiled = run.fit.compile == "always"
+    device = "cuda" if run.resources.gpus else "cpu"
+    if run.fit.compile == "never":
+        fused, path = False, "plain PyTorch"
+    else:
+        fused, path = fitting.choose_path(method, device, compiled)
     spec = fitting.describe(
         method,
         seed=run.seed,
         dataset_fingerprint=prepared.meta.fingerprint,
-        versions=versions(),
+        versions={**versions(), "path": path},
     )
     row_bytes = max(
         (int(np.prod(a.shape)) * np.dtype(a.dtype).itemsize for a in arrays if a.rows), default=1
@@ -137,13 +143,16 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         prepared_fingerprint=prepared.meta.fingerprint,
         rows=rows,
         unit_rows=run.fit.unit_rows
-        or unit_rows(rows, row_bytes, fitting.estimate_seconds(method), max(workers, 1), lanes),
+        or unit_rows(
+            rows, row_bytes, fitting.estimate_seconds(method, fused), max(workers, 1), lanes
+        ),
         segments=(Segment(prepared=0, store=0, rows=rows),),
         arrays=arrays,
         columns=(*SOURCE_COLUMNS[prepared.meta.kind], *cheap_metrics(prepared.meta.kind)),
         field=spec,
         lanes=lanes,
-        compiled=run.fit.compile == "always",
+        compiled=compiled,
+        fused=fused,
     )
     return plan, {name: value.numpy() for name, value in shared.items()}
 

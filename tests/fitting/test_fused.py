@@ -200,3 +200,14 @@ def test_compiled_kernels_are_kept_in_a_folder_of_the_user_alone(tmp_path, monke
     assert cache.folder() is None
     function = cache.cached(nogil=True)(lambda x: x + 1)
     assert function(1) == 2
+
+
+def test_rows_side_by_side_in_threads_are_the_same_rows():
+    method, samples = images([(9, 9)] * 5, steps=20, target_psnr=None)
+    alone = fit_rows(method, {}, samples, seed=6, fused=True)
+    torch.set_num_threads(2)
+    try:
+        beside = fit_rows(method, {}, samples, seed=6, fused=True)
+    finally:
+        torch.set_num_threads(1)
+    assert all(torch.equal(alone.rows[n], beside.rows[n]) for n in alone.rows)

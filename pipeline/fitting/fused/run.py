@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numba
@@ -70,16 +71,28 @@ class Loop:
             rows = {name: value.numpy() for name, value in starts(at).items()}
             draw = Draw.of(samples.keys[at], seed=self.seed, stage="fit/0")
             keys = draw.keys.numpy().view(np.uint64)
-            for k, i in enumerate(part):
-                start = {name: torch.from_numpy(value[k]) for name, value in rows.items()}
-                request = Request(samples, i, start)
-                outcome = self._one(request, data[k], keys[k])
-                if outcome.reason == DIVERGED:
-                    note = f"loss not finite at step {outcome.steps} "
-                    note += f"(last finite loss {outcome.loss:.4g})"
-                    again = replace(request, factor=RETRY_FACTOR, note=note)
-                    outcome = self._one(again, data[k], keys[k])
-                yield outcome
+            requests = [
+                Request(samples, i, {n: torch.from_numpy(v[k]) for n, v in rows.items()})
+                for k, i in enumerate(part)
+            ]
+            yield from self._each(requests, data, keys)
+
+    def _each(self, requests: list[Request], data: list, keys: np.ndarray) -> Iterator[Outcome]:
+        """One row after another, or as many at a time as PyTorch may use threads."""
+        threads = min(torch.get_num_threads(), len(requests))
+        if threads == 1:
+            yield from map(self._tried, requests, data, keys)
+            return
+        with ThreadPoolExecutor(threads) as pool:  # the loop runs outside the interpreter's lock
+            yield from pool.map(self._tried, requests, data, keys)
+
+    def _tried(self, request: Request, data: tuple, key: np.uint64) -> Outcome:
+        """A row, once more at a lower rate if it diverges."""
+        outcome = self._one(request, data, key)
+        if outcome.reason != DIVERGED:
+            return outcome
+        note = f"loss not finite at step {outcome.steps} (last finite loss {outcome.loss:.4g})"
+        return self._one(replace(request, factor=RETRY_FACTOR, note=note), data, key)
 
     def _one(self, request: Request, data: tuple, key: np.uint64) -> Outcome:
         coords, wanted, sets, tags = data

@@ -19,7 +19,7 @@ LANES = 16 if _wide else 8
 """Numbers in a vector register."""
 ROWS = 4
 """Rows of a full block: with the vectors of `BLOCKS` the sums fill most of the registers."""
-BLOCKS = (4, 2, 1) if LANES == 16 else (2, 1)
+BLOCKS = (4, 2, 1) if LANES == 16 else (3, 2, 1)
 """Vectors of columns in a block, widest first."""
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
