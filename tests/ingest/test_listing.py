@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ingest.buckets import ObjectSource
 from pipeline.ingest.freeze import Freeze
 from pipeline.ingest.listing import last_listing, read_units, units_to_do, write_listing
 from pipeline.ingest.segments import read_entries, read_ignored, read_segments
-from pipeline.ingest.sources import ObjectSource
 from pipeline.ingest.spill import digest
 from pipeline.storage import StorageError, open_objects
 from schemas.base import Location
@@ -122,8 +122,8 @@ def test_folders_of_a_bucket_are_listed_in_parallel(moto_server, monkeypatch):
     source = ObjectSource(moto_server.location("parallel", "p"))
     assert len(source._bounds(None, 5)) == 10
     for page, skips, alone in ((5, 32, 1), (5, 3, 1), (2, 32, 3), (1, 4, 2), (1000, 32, 1)):
-        monkeypatch.setattr("pipeline.ingest.sources.SKIPS", skips)
-        monkeypatch.setattr("pipeline.ingest.sources.ALONE", alone)
+        monkeypatch.setattr("pipeline.ingest.buckets.SKIPS", skips)
+        monkeypatch.setattr("pipeline.ingest.buckets.ALONE", alone)
         found = [item.key for batch in source.list(page) for item in batch]
         assert len(found) == len(set(found))
         assert set(found) == names
