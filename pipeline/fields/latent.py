@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pipeline.fields.bind import Tensors
 from pipeline.fields.initializers import Constant, Normal
 
 
@@ -37,10 +38,14 @@ class Latent(nn.Module):
         self.initializers = {"value": Normal(std) if std else Constant(0.0)}
 
     def forward(self) -> Float[Tensor, "*n *shape"]:
+        return self.limited(self.value)
+
+    def limited(self, value: Float[Tensor, "*n *shape"]) -> Float[Tensor, "*n *shape"]:
+        """Values scaled back to `max_norm`."""
         if self.max_norm is None:
-            return self.value
-        norm = self.value.square().sum(-1, keepdim=True).clamp(min=1e-24).sqrt()
-        return self.value * (self.max_norm / norm).clamp(max=1.0)
+            return value
+        norm = value.square().sum(-1, keepdim=True).clamp(min=1e-24).sqrt()
+        return value * (self.max_norm / norm).clamp(max=1.0)
 
     def describe(self, name: str) -> dict[str, Any]:
         return {
@@ -58,3 +63,13 @@ def latent_names(model: nn.Module) -> dict[str, str]:
         for name, module in model.named_modules()
         if isinstance(module, Latent)
     }
+
+
+def limited_rows(model: nn.Module, rows: Tensors) -> Tensors:
+    """Rows with every latent within its norm: as they are used, so as they should be stored."""
+    limits = {
+        f"{name}.value" if name else "value": module
+        for name, module in model.named_modules()
+        if isinstance(module, Latent)
+    }
+    return {n: limits[n].limited(v) if n in limits else v for n, v in rows.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors, bind
+from pipeline.fields.latent import limited_rows
 from pipeline.fitting.adapt import adapt
 from pipeline.fitting.lanes import DIVERGED, MET, SPENT, Lanes, Outcome, Request
 from pipeline.fitting.method import (
@@ -434,7 +435,7 @@ def _result(method: Method, target: Target | None, unit: _Unit) -> Fitted:
         for name in row_names(method)
     }
     return Fitted(
-        rows=rows,
+        rows=limited_rows(method.model, rows),
         status=[v[0] for v in verdicts],
         code=[v[1] for v in verdicts],
         message=[v[2] for v in verdicts],

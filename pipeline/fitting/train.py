@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.draw import Draw, word
 from pipeline.fields.bind import Tensors, bind
+from pipeline.fields.latent import limited_rows
 from pipeline.fitting.adapt import adapt
 from pipeline.fitting.method import (
     Adversarial,
@@ -152,6 +153,7 @@ class _Training:
                 self.number, self.step, self.slots, self.row_slots = self.number + 1, 0, [], []
         model.eval()
         rows = {name: self._gather(value) for name, value in self.rows.items()}
+        rows = limited_rows(model, rows)
         numbers = self._gather(torch.tensor(self.samples.rows, device=self.device)).tolist()
         shared = {**self.shared, **self.averages}
         return Trained(_detached(shared), _detached(rows), numbers, self.log)

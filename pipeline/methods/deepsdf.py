@@ -28,7 +28,7 @@ class Config(Schema):
     """Entries of a code (paper: 256)."""
     width: int = Field(128, ge=1)
     """Units of a hidden layer (paper: 512)."""
-    depth: int = Field(4, ge=1)
+    depth: int = Field(3, ge=1)
     """Number of hidden layers (paper: 8)."""
     skip: int | None = Field(None, ge=1)
     """Hidden layer (from 0) whose input also gets the code and coordinates (paper: 4)."""
@@ -46,21 +46,21 @@ class Config(Schema):
     """Weight of the code's length in training and of its mean square in fitting (authors' code)."""
     prior_ramp: int = Field(500, ge=0)
     """Training steps in which the prior's weight rises to full (authors' code: 100 epochs)."""
-    rate: float = Field(2e-3, gt=0)
+    rate: float = Field(5e-3, gt=0)
     """Learning rate of the decoder at the start (authors' code: 5e-4)."""
-    code_rate: float = Field(2e-3, gt=0)
+    code_rate: float = Field(5e-3, gt=0)
     """Learning rate of the codes at the start (authors' code: 1e-3)."""
     halve: int = Field(0, ge=0)
     """Training steps after which both rates halve; 0: a cosine to a hundredth."""
-    train_steps: int = Field(2000, ge=1)
+    train_steps: int = Field(1500, ge=1)
     """Training steps."""
-    batch: int = Field(16, ge=1)
+    batch: int = Field(64, ge=1)
     """Shapes a step (authors' code: 64)."""
-    points: int = Field(1024, ge=2)
+    points: int = Field(128, ge=2)
     """Points a shape and step (authors' code: 16,384); two thirds near the surface."""
-    fit_steps: int = Field(400, ge=1)
+    fit_steps: int = Field(300, ge=1)
     """Steps of inferring a code (authors' code: 800)."""
-    fit_points: int = Field(1024, ge=2)
+    fit_points: int = Field(512, ge=2)
     """Points a step of inferring (authors' code: 8,000)."""
     fit_rate: float = Field(5e-3, gt=0)
     """Rate of inferring, a tenth of it in the second half (authors' code)."""
