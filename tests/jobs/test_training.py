@@ -16,7 +16,7 @@ from tests.jobs.pictures import write_run
 pytestmark = [
     pytest.mark.ray,
     # Ray Train sets up Ray Data, which warns of its own default
-    pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated"),
+    pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning"),
 ]
 SHAPES = {
     "kind": "shapes",
