@@ -118,6 +118,29 @@ def test_a_surface_that_leaves_the_box_is_open():
     assert mesh.area == pytest.approx(4.0, rel=1e-5)
 
 
+def test_bounds_follow_the_slope_near_the_surface():
+    """A field that is steep far away and flat at the surface costs little more than a distance."""
+
+    def bent(x):
+        d = torus(x)
+        return 0.4 * d + 3 * d**3
+
+    mesh = extract_mesh(bent, 128)
+    np.testing.assert_array_equal(mesh.faces, extract_mesh(bent, 128, lipschitz=None).faces)
+    exact = extract_mesh(torus, 128).metadata["evaluations"]
+    assert mesh.metadata["evaluations"] < 2 * exact
+
+
+def test_a_spike_that_only_a_fine_lattice_shows_widens_the_search():
+    """Ripples on the surface are steeper than anything that coarse points show."""
+
+    def rippled(x):
+        return torus(x) + 0.01 * torch.sin(90 * x[:, 0]) * torch.sin(90 * x[:, 1])
+
+    sparse, dense = extract_mesh(rippled, 128), extract_mesh(rippled, 128, lipschitz=None)
+    np.testing.assert_array_equal(sparse.faces, dense.faces)
+
+
 def test_a_tighter_bound_costs_less_and_a_wrong_one_is_the_callers():
     loose = extract_mesh(torus, 128, lipschitz=4.0)
     exact = extract_mesh(torus, 128, lipschitz=1.0)
