@@ -1,6 +1,6 @@
 """Makes a small data set of shapes in five classes, each class in its own file format.
 
-    python examples/make_shapes.py OUT --per-class 8
+    python -m jobs.demo_shapes OUT --per-class 8
 
 writes OUT/<class>/<class>_000.<suffix>: mugs (OBJ), tables (PLY), chairs (GLB with named, colored
 parts), bottles (STL), bolts (OFF). Every shape is a union of closed solids that may overlap, as in

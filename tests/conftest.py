@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
+import socket
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,11 @@ import pytest
 
 from schemas.base import Location
 from tests.servers import S3Server, moto, seaweedfs, weed_binary
+
+# Ray reads these when it is imported, so they are set before any test module does
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 _numbers = itertools.count()
 
@@ -84,3 +92,48 @@ def local(tmp_path: Path) -> Callable[[str], Location]:
 def anywhere(request: pytest.FixtureRequest) -> Callable[[str], Location]:
     """Runs a test on local files, in memory and on SeaweedFS; makes locations there."""
     return request.getfixturevalue(request.param)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def ray_nodes(s3_server: S3Server) -> Iterator[object]:
+    """A head without CPUs and two nodes of two; this process is connected to it.
+
+    Workers find the keys of the S3 server in the environment of their node.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from jobs import cluster as jobs_cluster
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray leaves sockets and deprecated calls behind
+
+        def small() -> dict[str, int]:
+            # agents of nodes on one machine would share one default port
+            return {"object_store_memory": 80 * 2**20, "dashboard_agent_listen_port": free_port()}
+
+        with _environment(s3_server):  # nodes inherit it
+            nodes = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": True,  # jobs are submitted to it
+                    "dashboard_port": free_port(),
+                    **small(),
+                },
+            )
+            for _ in range(2):
+                nodes.add_node(num_cpus=2, **small())
+        os.environ["RAY_ADDRESS"] = nodes.address
+        with jobs_cluster.in_package_folder():
+            ray.init(nodes.address, log_to_driver=False, logging_level="ERROR")
+        yield nodes
+        ray.shutdown()
+        nodes.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)

@@ -27,5 +27,5 @@ def ingest_shard(run: Run, unit: int, attempt: str) -> dict[str, Any]:
 
 
 def fold_prepared(run: Run) -> PreparedMeta:
-    """Gives duplicates, splits and row numbers; raises NoUsableSample when no row is left."""
+    """Gives duplicates, splits and row numbers; raises NothingUsable when no row is left."""
     return folding.fold(run.dataset, run.ingest, run.prepared_location)
