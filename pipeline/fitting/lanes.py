@@ -126,7 +126,8 @@ class Lanes:
         self.method, self.phase, self.shared = method, phase, shared
         self.lanes, self.seed, self.stage, self.full = lanes, seed, stage, full
         self.groups = row_groups(method, phase)
-        self.advance = torch.compile(self._advance, dynamic=False) if compiled else self._advance
+        self.compiled = compiled
+        self.advance = compiled_step(self._advance) if compiled else self._advance
 
     def run(self, first: Request, following: Callable[[], Request | None]) -> Iterator[Outcome]:
         """Fits rows until `following` has no more; yields them as they leave their lanes."""
@@ -269,10 +270,16 @@ class Lanes:
         go = reason = watched = loss = None
         for number, update in enumerate(self.phase.updates):
             mine = [i for i, g in enumerate(self.groups) if g.update == number]
-            leaves = [f.detach().requires_grad_(i in mine) for i, f in enumerate(flats)]
-            terms = update.loss(self._bind(leaves), batch, draw)
-            total = torch.stack(list(terms.values())).sum(0)
-            gradients = torch.autograd.grad(total.sum(), [leaves[i] for i in mine])
+
+            def losses(leaves: list[Tensor], mine=mine, update=update, flats=flats):
+                used = [f.detach() for f in flats]
+                for i, leaf in zip(mine, leaves):
+                    used[i] = leaf
+                terms = update.loss(self._bind(used), batch, draw)
+                total = torch.stack(list(terms.values())).sum(0)
+                return total.sum(), (terms, total)
+
+            gradients, (terms, total) = self._gradients(losses, [flats[i] for i in mine])
             if number == 0:
                 go, reason, watched, loss = self._judge(state, terms, total.detach())
             due = go & (state.step % update.every == 0) if update.every > 1 else go
@@ -282,6 +289,18 @@ class Lanes:
                     flats[i], gradient, moments[i], count, due, state.factor
                 )
         return State(flats, moments, state.step + go, reason, state.factor, watched, loss)
+
+    def _gradients(self, losses: Callable, leaves: list[Tensor]) -> tuple[list[Tensor], tuple]:
+        """Gradients of a scalar by `leaves`, and what else `losses` returns."""
+        if not leaves:
+            return [], losses([])[1]
+        if self.compiled:  # the compiler traces functional derivatives only
+            _, pull, rest = torch.func.vjp(losses, leaves, has_aux=True)
+            (gradients,) = pull(torch.ones((), device=leaves[0].device))
+            return gradients, rest
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        scalar, rest = losses(leaves)
+        return torch.autograd.grad(scalar, leaves), rest
 
     def _judge(
         self, state: State, terms: dict[str, Tensor], total: Tensor
@@ -352,3 +371,12 @@ class Lanes:
             return None
         note = f"loss not finite at step {outcome.steps} (last finite loss {outcome.loss:.4g})"
         return replace(outcome.request, factor=RETRY_FACTOR, note=note)
+
+
+def compiled_step(step: Callable) -> Callable:
+    """A step compiled by Inductor, once for each shape class and lane count.
+
+    Falling back to eager code unnoticed would change bits, so it is an error (`fullgraph`).
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    return torch.compile(step, dynamic=False, fullgraph=True)

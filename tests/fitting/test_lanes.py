@@ -307,6 +307,23 @@ def test_common_starts_are_shared_and_rows_pack_and_unpack():
     assert all(torch.equal(back[n], fitted.rows[n]) for n in back)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # Inductor's own
+def test_the_compiled_step_gives_the_same_quality_and_its_own_bits():
+    table = box_table(5, points=300)
+    config = methods.configure("sdf", "default", {"width": 16, "depth": 2, "points": 96})
+    method = methods.build("sdf", config, load_samples(table, "shapes").form)
+    method = with_phase(method, steps=25)
+    samples = load_samples(table, "shapes")
+    plain = fit_rows(method, {}, samples, seed=1, lanes=2)
+    compiled = fit_rows(method, {}, samples, seed=1, lanes=2, compiled=True)
+    assert torch.allclose(plain.loss, compiled.loss, rtol=0.02)
+    again = fit_rows(
+        method, {}, load_samples(table.slice(3, 2), "shapes"), seed=1, lanes=2, compiled=True
+    )
+    assert all(torch.equal(again.rows[n], compiled.rows[n][3:]) for n in again.rows)
+
+
 def test_fewer_than_two_lanes_are_refused_and_the_default_suits_the_device():
     method, samples = images([(12, 12)] * 2)
     with pytest.raises(ValueError, match="at least 2"):
