@@ -8,20 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from jobs import text
-from jobs.cluster import stopping
 from jobs.demo_data import make_images
 from jobs.demo_shapes import make_shapes
 from jobs.driver import Driver
 from jobs.run import STAGES, execute, summary_lines
+from jobs.units import stopping
 from schemas.run import Run
 
 SHAPES = {
     "dataset": {"kind": "shapes"},
-    "ingest": {"near": 16_384, "uniform": 8_192, "surface": 8_192, "held_out": 2_048},
+    "ingest": {"near": 16_384, "uniform": 8_192, "surface": 16_384, "held_out": 2_048},
     "evaluate": {"resolution": 64, "points": 10_000, "rows": 16},
 }
 RUNS: dict[str, dict[str, Any]] = {
-    "photos-siren": {"dataset": {"kind": "images"}, "method": {"name": "siren"}},
+    "photos-siren": {
+        "dataset": {"kind": "images"},
+        "method": {"name": "siren", "target_psnr": 36},
+    },
     "shapes-deepsdf": {**SHAPES, "method": {"name": "deepsdf"}},
     "shapes-sdf": {**SHAPES, "method": {"name": "sdf"}, "limit": 8},
 }

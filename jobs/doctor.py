@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from jobs import text
-from jobs.cluster import one_line
+from jobs.units import one_line
 from schemas.base import Location
 from schemas.run import Run
 

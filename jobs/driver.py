@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import cluster, text
-from jobs.cluster import Done, LocalPool, Quarantined, RayPool, Stop, Task
+from jobs.pool import RayPool
+from jobs.units import Done, LocalPool, Quarantined, Stop, Task
 from jobs.workers import (
     EvaluateWorker,
     FitWorker,

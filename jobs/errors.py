@@ -8,9 +8,9 @@ import traceback
 from pathlib import Path
 
 from jobs import text
-from jobs.cluster import Stopped, WorldError, one_line
-from jobs.config import ConfigError
 from jobs.driver import Incomplete
+from jobs.tree import ConfigError
+from jobs.units import Stopped, WorldError, one_line
 from pipeline.storage import StorageError
 from schemas.samples import NothingUsable
 

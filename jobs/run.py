@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jobs import text
-from jobs.cluster import stopping
 from jobs.config import load_run
 from jobs.driver import Driver
 from jobs.errors import GateFailed
+from jobs.units import stopping
 from schemas.run import Run
 from schemas.store import PRIVATE
 

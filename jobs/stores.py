@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from jobs import text
-from jobs.cluster import Done, RayPool, Task, stopping
 from jobs.errors import GateFailed
+from jobs.pool import RayPool
 from jobs.show import open_existing, target_of
+from jobs.units import Done, Task, stopping
 from pipeline.storage import Objects
 from schemas.run import Resources
 from schemas.store import RowStatus

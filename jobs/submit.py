@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from jobs import text
-from jobs.cluster import WorldError, one_line
-from jobs.config import ConfigError, load_run, locations
+from jobs.config import load_run, locations
 from jobs.errors import GateFailed
 from jobs.package import stage
+from jobs.tree import ConfigError
+from jobs.units import WorldError, one_line
 from schemas.base import identity
 from schemas.run import Run
 

@@ -12,8 +12,7 @@ import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from jobs import cluster
-from jobs.cluster import Done, Task
+from jobs.units import Done, Task, WorldError, one_line
 from jobs.workers import check_nonce, device_of, limit_threads, nonce_key, write_nonce
 from pipeline.storage import open_objects
 from schemas.run import Run
@@ -97,7 +96,7 @@ def train_together(run: Run) -> dict[str, Any]:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise cluster.WorldError(f"training failed: {cluster.one_line(error)}") from error
+            raise WorldError(f"training failed: {one_line(error)}") from error
     record = json.loads(objects.get(record_key(nonce)))
     objects.delete([record_key(nonce), nonce_key(nonce)])
     return record

@@ -9,7 +9,7 @@ import threading
 from dataclasses import asdict
 from typing import Any
 
-from jobs.cluster import Task
+from jobs.units import Task
 from pipeline.storage import Objects, open_objects
 from schemas.base import Location
 from schemas.run import Run

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import ConfigError, all_keys, load_run
+from jobs.config import all_keys, load_run
+from jobs.tree import ConfigError
 from schemas.run import ImageIngest
 
 GOOD = """\

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.cluster import RayPool, Stop, WorldError
+from jobs.pool import RayPool
+from jobs.units import Stop, WorldError
 from jobs.workers import IngestWorker, write_nonce
 from pipeline import store
 from pipeline.storage import open_objects
@@ -24,7 +25,7 @@ from tests.jobs.pictures import write_pictures, write_run
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).resolve().parents[2]
-SLOW = {"name": "siren", "width": 32, "depth": 3, "steps": 300, "target_psnr": None}
+SLOW = {"name": "siren", "width": 32, "depth": 3, "steps": 150, "target_psnr": None}
 
 
 def objects(folder: Path):

@@ -11,16 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cluster import (
-    Done,
-    LocalPool,
-    Quarantined,
-    RayPool,
-    Stop,
-    Stopped,
-    Task,
-    WorldError,
-)
+from jobs.pool import RayPool
+from jobs.units import Done, LocalPool, Quarantined, Stop, Stopped, Task, WorldError
 from schemas.run import Resources
 
 
