@@ -17,7 +17,13 @@ from schemas.run import Run
 
 SHAPES = {
     "dataset": {"kind": "shapes"},
-    "ingest": {"near": 16_384, "uniform": 8_192, "surface": 16_384, "held_out": 2_048},
+    "ingest": {
+        "near": 16_384,
+        "uniform": 8_192,
+        "surface": 16_384,
+        "held_out": 2_048,
+        "unit_objects": 5,
+    },
     "evaluate": {"resolution": 64, "points": 10_000, "rows": 16},
 }
 RUNS: dict[str, dict[str, Any]] = {

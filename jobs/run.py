@@ -132,8 +132,10 @@ def summary_lines(run: Run, figures: dict[str, dict[str, Any]], summary: Any) ->
             yield f"  rejected: {name}: {code}: {message}"
         if bad > SHOWN:
             yield f"  ... and {bad - SHOWN} more"
-    if bad or failed:
-        yield f"  all of them: {run.store.url.rstrip('/')}/{PRIVATE}/failures.parquet"
+    if bad:
+        yield f"  all of them: {run.prepared_location.url.rstrip('/')}/failures.parquet"
+    if failed:
+        yield f"  failed rows: {run.store.url.rstrip('/')}/{PRIVATE}/failures.parquet"
     yield from stage_lines(figures)
 
 

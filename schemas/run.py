@@ -56,7 +56,7 @@ class Dataset(Location):
     exclude: tuple[str, ...] = ()
     """Glob patterns on sample ids that are left out (counted as ignored)."""
     group: str | None = None
-    """Regex searched in each path; its first group is the sample id: objects with one id are one sample."""
+    """Regex searched in each path; its first group is the sample id: equal ids are one sample."""
     columns: dict[Literal["uri", "id", "label", "split", "image"], str] = {}
     """Names of the columns of a table, where they differ from uri, id, label, split, image."""
     label: LabelRule = LabelRule()
@@ -98,6 +98,8 @@ class ImageIngest(CommonIngest):
 class ShapeIngest(CommonIngest):
     """Meshes as signed distances at points near the surface and in the box, and surface points."""
 
+    unit_objects: int = Field(32, ge=1)
+    """Most samples in one ingest unit: a shape takes about a second."""
     near: int = Field(65_536, ge=0)
     """Near-surface points a sample."""
     uniform: int = Field(32_768, ge=0)

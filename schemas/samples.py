@@ -1,15 +1,15 @@
-"""Arrow schemas of a prepared dataset: the manifest, and one prepared form for each kind of sample."""
+"""Arrow schemas of a prepared dataset: the manifest, and one prepared form a kind of sample."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 import pyarrow as pa
 
 from schemas.base import Schema
 
 
-class SampleStatus(str, Enum):
+class SampleStatus(StrEnum):
     """What ingest made of one listed object or member."""
 
     ACCEPTED = "accepted"
@@ -19,7 +19,7 @@ class SampleStatus(str, Enum):
     FORGOTTEN = "forgotten"
 
 
-class Code(str, Enum):
+class Code(StrEnum):
     """Why a sample has no good row. A closed list: it is stored."""
 
     NONE = ""

@@ -37,7 +37,10 @@ class Freeze:
         prepared: Objects,
         target: Target,
         segments: list[Segment],
+        limit: int | None = None,
     ):
+        self.limit, self.taken = limit, 0
+        self.most = None if limit is None else limit + limit // 4 + 8  # some will be rejected
         self.dataset, self.ingest, self.prepared, self.target = dataset, ingest, prepared, target
         self.number = len(segments)
         self.first_unit = sum(s.units for s in segments)
@@ -51,6 +54,11 @@ class Freeze:
         self.lines: list[tuple[int, int, int, int]] = []  # part, batch, entries, bytes
         self.parts = _Parts(prepared, f"listing/{self.number}/part")
         self.left_out = _Parts(prepared, f"listing/{self.number}/ignored")
+
+    @property
+    def full(self) -> bool:
+        """Whether a pilot has samples enough."""
+        return self.most is not None and self.taken >= self.most
 
     def take(self, bucket: list[tuple[str, list]], known: dict[str, list]) -> None:
         """One bucket of records; entries of earlier listings by sample id."""
@@ -137,8 +145,11 @@ class Freeze:
             if len(self.ignored) >= IGNORED_BATCH:
                 self._close_ignored()
             return
+        if self.full:
+            return
         self.counts["usable"] += not entry["status"] and entry["start"] == 0
         entries = entry["stop"] - entry["start"] if entry["stop"] >= 0 else self.ingest.unit_objects
+        self.taken += entries
         size = sum(max(s, 0) for s in entry["sizes"]) if entry["type"] in ("file", "tar") else 0
         full = self.unit_entries + entries > self.ingest.unit_objects
         if self.unit and (full or self.unit_bytes + size > self.ingest.unit_bytes):
@@ -181,6 +192,7 @@ class Freeze:
             counts=dict(self.counts),
             kinds=dict(self.kinds.most_common(EXAMPLES)),
             changed=tuple(self.changed),
+            limit=self.limit,
         )
 
 

@@ -38,10 +38,12 @@ def write_listing(
     page: int = 1000,
     *,
     update: bool = False,
+    limit: int | None = None,
 ) -> int:
     """Lists the dataset once and freezes it; with `update` again, appending what is new.
 
-    Pages are spilled to hash buckets on disk: memory holds one page and one bucket of 256.
+    Pages are spilled to hash buckets on disk: memory holds one page and one bucket of 256. With
+    `limit` the frozen listing ends soon after that many samples of the same order (a pilot).
 
     Returns:
         The number of ingest units of all listings.
@@ -53,6 +55,12 @@ def write_listing(
     """
     claim_location(prepared, ingest_keys(dataset, ingest))
     segments = read_segments(prepared)
+    cut = segments[0].limit if segments else None
+    if cut is not None and (update or limit is None or limit > cut):
+        raise ValueError(
+            f"{prepared.location.url} was listed for a pilot of {cut} samples only; "
+            "give this run another 'prepared' location"
+        )
     if segments and not update:
         return sum(s.units for s in segments)
     target = find_target(dataset)
@@ -64,9 +72,10 @@ def write_listing(
             for segment in segments:
                 for sample_id, seen in _known_entries(prepared, segment):
                     known.add(sample_id, seen)
-            freeze = Freeze(dataset, ingest, prepared, target, segments)
+            freeze = Freeze(dataset, ingest, prepared, target, segments, limit)
             for bucket in range(BUCKETS):
-                freeze.take(found.read(bucket), dict(known.read(bucket)))
+                if not freeze.full:
+                    freeze.take(found.read(bucket), dict(known.read(bucket)))
             made = freeze.close(date=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
         finally:
             found.close()

@@ -38,6 +38,8 @@ class Segment(Schema):
     """Ignored files by suffix, the most frequent."""
     changed: tuple[str, ...] = ()
     """First known samples whose object differs from their frozen entry: they are not replaced."""
+    limit: int | None = None
+    """A pilot's listing: cut after enough samples for this many rows."""
 
 
 def claim_location(prepared: Objects, keys: dict[str, Any]) -> None:

@@ -14,9 +14,12 @@ from schemas.samples import PreparedMeta
 
 
 def prepare(run: Run, *, update: bool = False) -> list[int]:
-    """Lists the dataset once (or again, to append) and returns the ingest units still to do."""
+    """Lists the dataset once (or again, to append) and returns the ingest units still to do.
+
+    A pilot (`limit`) that is the first to list ingests little more than it takes.
+    """
     prepared = open_objects(run.prepared_location)
-    listing.write_listing(run.dataset, run.ingest, prepared, update=update)
+    listing.write_listing(run.dataset, run.ingest, prepared, update=update, limit=run.limit)
     return listing.units_to_do(prepared)
 
 

@@ -15,7 +15,7 @@ from pipeline.ingest.segments import read_entries, read_ignored, read_segments
 from pipeline.ingest.spill import digest
 from pipeline.storage import StorageError, open_objects
 from schemas.base import Location
-from schemas.run import ImageIngest
+from schemas.run import Dataset, ImageIngest
 from schemas.samples import NothingUsable
 from tests.ingest.tools import SMALL, contents, encoded, images, picture, put, run_ingest, write
 
@@ -313,3 +313,23 @@ def test_two_drivers_that_list_at_once_agree(local, monkeypatch):
     write_listing(images(data), SMALL, open_objects(prepared))
     assert len(listed(prepared)) == 21
     assert json.loads(open_objects(prepared).get("listing/0.json"))["counts"]["usable"] == 21
+
+
+def test_pilot_lists_the_head_of_the_same_order_and_is_not_taken_for_the_whole(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(200):
+        (folder / f"{i}.png").write_bytes(b"%d" % i)
+    dataset, ingest = Dataset(url=str(folder), kind="images"), ImageIngest(unit_objects=5)
+
+    def listed(name, limit):
+        prepared = open_objects(Location(url=str(tmp_path / name)))
+        units = write_listing(dataset, ingest, prepared, limit=limit)
+        return [e["sample_id"] for u in range(units) for e in read_entries(prepared, u)]
+
+    whole, head = listed("whole", None), listed("head", 12)
+    assert len(whole) == 200
+    assert 12 <= len(head) < 30
+    assert head == whole[: len(head)]
+    with pytest.raises(ValueError, match="pilot of 12 samples only"):
+        listed("head", None)
