@@ -13,10 +13,10 @@ from pipeline.fields.initializers import Initializer, describe_rule, torch_defau
 
 
 def linear(
-    x: Float[Tensor, "*n p i"],
+    x: Float[Tensor, "*x i"],
     weight: Float[Tensor, "*n o i"],
     bias: Float[Tensor, "*n o"] | None = None,
-) -> Float[Tensor, "*n p o"]:
+) -> Float[Tensor, "*y o"]:
     """x W^T + b with one weight for all (`[o, i]`) or one for each sample (`[n, o, i]`).
 
     With weights of its own, sample i uses weight i; `x` may have more axes between the sample axis

@@ -285,7 +285,7 @@ def _stream(
                 compiled=compiled,
             )
         for outcome in engines[kind, count].run(following(), following):
-            unit = next(u for u in working if u.samples is outcome.request.samples)
+            unit = next(u for u in working if id(u) == outcome.request.unit)
             unit.outcomes[outcome.request.index] = outcome
             if unit.done:
                 working.remove(unit)
@@ -300,7 +300,7 @@ def _requests(
     if phase.enter is not None:
         rows = _enter(method, shared, unit.samples, torch.tensor(index), phase, rows, seed, 0)
     return [
-        Request(unit.samples, i, {name: value[k] for name, value in rows.items()})
+        Request(unit.samples, i, {name: value[k] for name, value in rows.items()}, id(unit))
         for k, i in enumerate(index)
     ]
 

@@ -38,6 +38,7 @@ class Request:
     rows: Tensors
     """Where it starts, without the sample axis."""
     unit: int = 0
+    """Told back with the outcome: which unit the row belongs to."""
     factor: float = 1.0
     note: str = ""
     """What happened at an earlier try."""
@@ -70,8 +71,8 @@ class Group:
 class State:
     """All that changes from step to step."""
 
-    flats: list[Float[Tensor, "n p"]]
-    moments: list[list[Float[Tensor, "n p"]]]
+    flats: list[Float[Tensor, "n _"]]
+    moments: list[list[Float[Tensor, "n _"]]]
     step: Int[Tensor, "n"]
     reason: Int[Tensor, "n"]
     factor: Float[Tensor, "n"]
@@ -190,7 +191,7 @@ class Lanes:
         """Gives lanes to rows: their start, fresh moments, step 0."""
         at = torch.tensor(lanes, device=state.step.device)
 
-        def put(old: Tensor, new: Tensor | float) -> Tensor:
+        def put(old: Tensor, new: Tensor | float | int) -> Tensor:
             if not isinstance(new, Tensor):
                 new = torch.full((len(lanes), *old.shape[1:]), new)
             return old.index_copy(0, at, new.to(old.device, old.dtype))
@@ -300,7 +301,7 @@ class Lanes:
             return gradients, rest
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
         scalar, rest = losses(leaves)
-        return torch.autograd.grad(scalar, leaves), rest
+        return list(torch.autograd.grad(scalar, leaves)), rest
 
     def _judge(
         self, state: State, terms: dict[str, Tensor], total: Tensor

@@ -51,7 +51,7 @@ class Trained:
     """Latents of the training rows, in their order, on rank 0; empty where none are trained."""
     row_numbers: list[int]
     """Prepared row of each of them."""
-    log: list[dict[str, float]]
+    log: list[dict[str, float | int]]
 
 
 @dataclass
@@ -114,7 +114,7 @@ class _Training:
             self.rows = started(method, self.shared, draw)
         self.counts = torch.zeros(len(samples), dtype=torch.int64, device=self.device)
         self.averages: Tensors = {}
-        self.log: list[dict[str, float]] = []
+        self.log: list[dict[str, float | int]] = []
         self.number = self.step = 0
         self.slots: list[_Slot] = []
         self.row_slots: list[_Slot] = []
