@@ -43,7 +43,9 @@ def equal(a, b, rows=None):
 
 def test_a_row_equals_a_plain_torch_loop_over_its_sample():
     """torch.nn.Linear and torch.optim.Adam on one picture at a time, to float32 rounding."""
-    method, samples = images([(12, 10)] * 3, steps=40, schedule="constant", target_psnr=22.0)
+    method, samples = images(
+        [(12, 10)] * 3, steps=40, schedule="constant", target_psnr=22.0, momentum=0.9
+    )
     fitted = fit_rows(method, {}, samples, seed=5, lanes=2)
     assert len(set(fitted.steps.tolist())) > 1
     for i in range(3):
