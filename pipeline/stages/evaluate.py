@@ -146,8 +146,12 @@ class Evaluator:
     """Measures chunks of rows of one store; lives as long as its actor."""
 
     def __init__(self, run: Run, device: str = "cpu"):
+        import torch
+
         from pipeline.evaluate.opened import open_store
 
+        if device == "cpu":
+            torch.set_num_threads(run.resources.cores)
         self.run = run
         self.objects = open_objects(run.store)
         self.plan = stores.load_plan(self.objects)
