@@ -43,7 +43,17 @@ def load_run(
     problems += check_tree(tree)
     if problems:
         raise ConfigError(problems)
-    return absolute(Run.model_validate(tree.values), folder or os.getcwd())
+    return absolute(complete(Run.model_validate(tree.values)), folder or os.getcwd())
+
+
+def complete(run: Run) -> Run:
+    """The run with every key of its method: a default that is written out makes no other run, and
+    a default that another version changes makes one."""
+    from pipeline import methods
+
+    config = methods.configure(run.method.name, run.method.preset, run.method.settings())
+    keys = {**run.method.model_dump(mode="json"), **config.model_dump(mode="json")}
+    return run.model_copy(update={"method": MethodChoice.model_validate(keys)})
 
 
 def _pilot(tree: Tree, limit: int, overrides: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from jobs.workers import (
 )
 from pipeline.storage import Objects, local_folder, open_objects
 from schemas.base import Location
-from schemas.run import Run
+from schemas.run import LAYOUT_OF_FIT, Run
 from schemas.samples import PreparedMeta
 from schemas.store import PRIVATE
 
@@ -165,6 +165,10 @@ class Driver:
         self.discard_other_run()
         planned = load_plan(open_objects(self.run.store)) is not None
         todo = stages.plan_fit(self.run, 1 if planned else self.workers())
+        for name in LAYOUT_OF_FIT:
+            wanted, standing = getattr(self.run.fit, name), getattr(todo.plan, name)
+            if wanted not in (None, standing):
+                text.warn(f"fit.{name}={wanted} has no effect: the store was begun with {standing}")
         tasks = [Task(unit, g, "publish") for unit, g in todo.to_publish]
         tasks += [Task(unit, g, "fit") for unit, g in todo.to_fit]
         if tasks:

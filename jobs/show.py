@@ -67,12 +67,8 @@ def describe_method(module: Any) -> dict[str, Any]:
 
 def do_config(arguments: argparse.Namespace) -> int:
     """The run with every default filled in, as YAML that can be run."""
-    from pipeline import methods
-
     run = load_run(arguments.run_file, arguments.overrides, limit=arguments.limit)
     full = run.model_dump(mode="json")
-    config = methods.configure(run.method.name, run.method.preset, run.method.settings())
-    full["method"] |= config.model_dump(mode="json")
     full["prepared"] = run.prepared_location.model_dump(mode="json")
     text.say(yaml.safe_dump(full, sort_keys=False, allow_unicode=True).rstrip())
     return 0

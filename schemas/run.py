@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -187,14 +187,12 @@ class Evaluate(Schema):
     """Cells an axis of the meshing grid."""
     points: int = Field(30_000, ge=100)
     """Surface points a mesh in Chamfer distances and F-scores."""
-    metrics: tuple[str, ...] | None = None
-    """Names of metrics; all that fit the kind of sample when absent."""
 
 
 class Resources(Schema):
     """Where a run computes; never changes a result."""
 
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Fitting actors; `auto`: one per GPU, or one per core; 0: in this process, without Ray."""
     gpus: float = Field(0.0, ge=0)
     """GPUs an actor (0 = CPU)."""
@@ -264,7 +262,8 @@ class Run(Schema):
     def stage_keys(self, stage: Stage) -> dict[str, Any]:
         """The keys of `stage_identity`, for naming the one that changed.
 
-        Endpoints, profiles, resources, retry limits and the choice of evaluated rows are in none.
+        Endpoints, profiles, resources, retry limits, the sizes of units and the choice of evaluated
+        rows are in none: no value of a row depends on them.
         """
         full = self.model_dump(mode="json")
         keys = ingest_keys(self.dataset, self.ingest)
@@ -277,18 +276,24 @@ class Run(Schema):
         keys |= {"method": method, "seed": self.seed, "train": train, "limit": self.limit}
         if stage == "train":
             return keys
-        keys |= {"fit": full["fit"]}
+        keys |= {"fit": {k: v for k, v in full["fit"].items() if k not in LAYOUT_OF_FIT}}
         if stage == "fit":
             return keys
         return keys | {"evaluate": full["evaluate"]}
 
 
 NOT_IDENTITY = ("endpoint", "region", "profile", "anonymous")
+LAYOUT_OF_FIT = ("unit_rows", "lanes")
+"""What the first run of a store fixes in its plan; a later one takes it from there."""
+LAYOUT_OF_INGEST = ("unit_objects", "unit_bytes")
+"""What the first listing fixes; samples and their order are the same for any."""
 
 
 def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
     """The keys that determine a prepared dataset."""
     kept = {k: v for k, v in dataset.model_dump(mode="json").items() if k not in NOT_IDENTITY}
+    kept["url"] = kept["url"].rstrip("/")
     if kept["label"]["table"]:
         kept["label"]["table"] = kept["label"]["table"]["url"]
-    return {"dataset": kept, "ingest": ingest.model_dump(mode="json")}
+    given = ingest.model_dump(mode="json")
+    return {"dataset": kept, "ingest": {k: v for k, v in given.items() if k not in LAYOUT_OF_INGEST}}

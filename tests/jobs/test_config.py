@@ -134,7 +134,7 @@ def test_overrides_set_any_key(write):
     assert run.dataset.label.level == -1
     assert run.dataset.split.train == 1.0
     assert run.ingest.resolution == (32, 48)
-    assert run.method.settings() == {"steps": 7}
+    assert run.method.settings()["steps"] == 7
     assert run.resources.workers == 0
 
 

@@ -110,6 +110,22 @@ def test_workers_and_endpoints_do_not_make_another_run(copied):
     assert main(["run", path, "resources.cores=2", "max_failed=0.9", "store.region=moon"]) == 0
 
 
+def test_sizes_of_units_and_written_out_defaults_make_no_other_run(copied, capsys):
+    path, before = str(copied / "run.yaml"), store.store_hash(objects(copied))
+    folder = yaml.safe_load(Path(path).read_text())["dataset"]["url"]
+    assert main(["run", path, "fit.unit_rows=2", "fit.lanes=5", "ingest.unit_objects=3"]) == 0
+    said = capsys.readouterr().err
+    assert "fit.unit_rows=2 has no effect: the store was begun with 4" in said
+    assert "fit.lanes=5 has no effect: the store was begun with 2" in said
+    assert main(["run", path, f"dataset.url={folder}/"]) == 0
+    capsys.readouterr()
+    assert main(["config", "show", path]) == 0
+    full = copied / "full.yaml"
+    full.write_text(capsys.readouterr().out)
+    assert main(["run", str(full)]) == 0
+    assert store.store_hash(objects(copied)) == before
+
+
 def test_pilot_takes_the_first_samples_into_its_own_store(finished, tmp_path):
     path = write_run(tmp_path, dataset={"url": str(finished / "pictures"), "kind": "images"})
     assert main(["run", path, "--limit", "5"]) == 0
