@@ -24,14 +24,17 @@ SHAPES = {
         "held_out": 2_048,
         "unit_objects": 5,
     },
-    "evaluate": {"resolution": 64, "points": 10_000, "rows": 16},
+    "evaluate": {"resolution": 64, "points": 10_000, "rows": 8},
 }
 RUNS: dict[str, dict[str, Any]] = {
     "photos-siren": {
         "dataset": {"kind": "images"},
         "method": {"name": "siren", "target_psnr": 36},
     },
-    "shapes-deepsdf": {**SHAPES, "method": {"name": "deepsdf"}},
+    "shapes-deepsdf": {
+        **SHAPES,
+        "method": {"name": "deepsdf", "train_steps": 900, "fit_steps": 200},
+    },
     "shapes-sdf": {**SHAPES, "method": {"name": "sdf"}, "limit": 8},
 }
 SHEETS = {"photos-siren": 8, "shapes-deepsdf": 8, "shapes-sdf": 4}
@@ -44,7 +47,7 @@ def do_demo(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out).absolute()
     data = {"images": out / "data" / "photos", "shapes": out / "data" / "shapes"}
     make_images(data["images"])
-    make_shapes(data["shapes"], per_class=6)
+    make_shapes(data["shapes"], per_class=5)
     runs = [demo_run(name, keys, data, out) for name, keys in RUNS.items()]
     with stopping() as stop:
         first = Driver(runs[0], stop)
@@ -85,12 +88,14 @@ def demo_run(name: str, keys: dict[str, Any], data: dict[str, Path], out: Path) 
 
 def draw_sheet(runs: list[Run], path: Path) -> None:
     """Inputs beside reconstructions of every run, one sheet below the other."""
+    import torch
     from PIL import Image
 
     from pipeline.evaluate.contact_sheet import contact_sheet
     from pipeline.evaluate.opened import open_store
     from pipeline.stages import prepared_line
 
+    torch.set_num_threads(1)  # small batches: threads would wait more than work
     sheets = []
     for run in runs:
         store = open_store(run.store)
