@@ -296,4 +296,5 @@ def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
     if kept["label"]["table"]:
         kept["label"]["table"] = kept["label"]["table"]["url"]
     given = ingest.model_dump(mode="json")
-    return {"dataset": kept, "ingest": {k: v for k, v in given.items() if k not in LAYOUT_OF_INGEST}}
+    deciding = {k: v for k, v in given.items() if k not in LAYOUT_OF_INGEST}
+    return {"dataset": kept, "ingest": deciding}

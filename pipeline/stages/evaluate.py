@@ -56,7 +56,7 @@ def summarize(run: Run) -> Summary:
         if column in (*NORMALIZATION, *PICTURE) or column.dtype not in ("float32", "float64"):
             continue
         metrics[column.name] = index[column.name].to_numpy()[usable]
-    done = Evaluation(run, open_objects(run.store), reader.plan).result()
+    done = Evaluation.of(run, reader.objects).result()
     metrics |= {k: v for k, v in (done or {}).items() if k != "row"}
     meta = prepared_of(run).meta
     rows = dict(Counter(RowStatus(int(s)).name.lower() for s in status))
@@ -79,13 +79,15 @@ class Evaluation:
 
     run: Run
     objects: Objects
-    plan: Plan
+    name: str
+    """Differs for every other choice of rows, resolution, points, and for other fitted values."""
 
-    @property
-    def name(self) -> str:
-        """Differs for every other choice of rows, resolution, points or fitted store."""
-        keys = self.run.evaluate.model_dump(mode="json")
-        return "mesh-" + identity([self.plan.fit_identity, self.plan.rows, keys])[:12]
+    @classmethod
+    def of(cls, run: Run, objects: Objects) -> Evaluation:
+        """The evaluation that a run file asks for, of the finished store as it is now."""
+        keys = run.evaluate.model_dump(mode="json")
+        name = identity([stores.store_hash(objects), run.seed, keys])[:12]
+        return cls(run, objects, f"mesh-{name}")
 
     @property
     def prefix(self) -> str:
@@ -125,8 +127,10 @@ def plan_evaluate(run: Run) -> list[int]:
     """Chunks of rows still to measure; empty for kinds without a surface, or when it is done."""
     objects = open_objects(run.store)
     plan = stores.load_plan(objects)
-    evaluation = Evaluation(run, objects, plan)
-    if not has_surface(plan) or objects.size(f"{evaluation.prefix}/done.json") is not None:
+    if not has_surface(plan):
+        return []
+    evaluation = Evaluation.of(run, objects)
+    if objects.size(f"{evaluation.prefix}/done.json") is not None:
         return []
     rows = evaluation.rows()
     key = f"{evaluation.prefix}/rows.json"
@@ -155,7 +159,7 @@ class Evaluator:
         self.run = run
         self.objects = open_objects(run.store)
         self.plan = stores.load_plan(self.objects)
-        self.evaluation = Evaluation(run, self.objects, self.plan)
+        self.evaluation = Evaluation.of(run, self.objects)
         self.opened = open_store(run.store, device=device)
         self.prepared = prepared_of(run)
         self.all_rows = json.loads(self.objects.get(f"{self.evaluation.prefix}/rows.json"))
@@ -211,11 +215,13 @@ def evaluate_finish(run: Run) -> Summary:
 
     objects = open_objects(run.store)
     plan = stores.load_plan(objects)
-    evaluation = Evaluation(run, objects, plan)
-    done = f"{evaluation.prefix}/done.json"
-    if not has_surface(plan) or objects.size(done) is not None:
+    if not has_surface(plan):
         return summarize(run)
+    evaluation = Evaluation.of(run, objects)
+    done = f"{evaluation.prefix}/done.json"
     rows = json.loads(objects.get(f"{evaluation.prefix}/rows.json"))
+    if not rows or objects.size(done) is not None:
+        return summarize(run)
     tables = []
     for number in range(-(-len(rows) // CHUNK)):
         data = evaluation.chunk(number)
