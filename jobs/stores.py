@@ -51,11 +51,11 @@ def verify_with_ray(objects: Objects, workers: int) -> Any:
     from pipeline import store as stores
     from pipeline.store.verify import Damage
 
-    report = stores.verify(objects)
+    report = stores.verify(objects, full=True, shard_bytes=False)
     plan = stores.load_plan(objects)
     tasks = [Task(unit, action="verify") for unit in range(plan.units)]
     resources = Resources(workers=workers)
-    damaged, read, looked = list(report.damaged), report.bytes, report.objects
+    damaged, read = list(report.damaged), report.bytes
     known = {d.key for d in damaged}
     ours = connect(resources)
     import ray
@@ -70,13 +70,12 @@ def verify_with_ray(objects: Objects, workers: int) -> Any:
                         last = event.traceback.strip().splitlines()[-1]
                         raise RuntimeError(f"unit {event.task.unit} cannot be verified: {last}")
                     read += event.record["bytes"]
-                    looked += event.record["objects"]
                     found = [Damage(**item) for item in event.record["damaged"]]
                     damaged += [damage for damage in found if damage.key not in known]
     finally:
         if ours:
             ray.shutdown()
-    return replace(report, damaged=tuple(damaged), bytes=read, objects=looked, full=True)
+    return replace(report, damaged=tuple(damaged), bytes=read)
 
 
 def tell(report: Any) -> None:

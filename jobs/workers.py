@@ -102,7 +102,7 @@ class VerifyWorker:
 
         report = store.verify_unit(self.objects, task.unit)
         damaged = [asdict(damage) for damage in report.damaged]
-        return {"damaged": damaged, "bytes": report.bytes, "objects": report.objects}
+        return {"damaged": damaged, "bytes": report.bytes}
 
 
 def device_of(run: Run) -> str:

@@ -9,7 +9,7 @@ from pipeline.storage import Objects
 from pipeline.store import keys, layout, shards
 from pipeline.store.create import load_numbered_plan, shared_hashes
 from pipeline.store.finalize import finalize
-from pipeline.store.records import all_generations, latest_final, read_commit, sha256
+from pipeline.store.records import all_generations, generations, latest_final, read_commit, sha256
 from pipeline.store.retry import reopen
 from schemas.store import Plan
 
@@ -59,13 +59,14 @@ class _Expected:
     notes: tuple[str, ...]
 
 
-def verify(objects: Objects, full: bool = False) -> VerifyReport:
+def verify(objects: Objects, full: bool = False, *, shard_bytes: bool = True) -> VerifyReport:
     """Compares a store with its records.
 
     Args:
         objects: The store, finished or not (then its published units).
         full: Read all bytes. Otherwise sizes (from one listing), and the bytes of all records,
             metadata and the index.
+        shard_bytes: Of shards, too; without, somebody calls `verify_unit` for each unit.
     """
     expected = _expected(objects)
     sizes = {entry.key: entry.size for entry in objects.list()}
@@ -78,7 +79,11 @@ def verify(objects: Objects, full: bool = False) -> VerifyReport:
             damaged.append(Damage(key, unit, array, "missing"))
         elif sizes[key] != size:
             damaged.append(Damage(key, unit, array, f"has {sizes[key]} bytes, must have {size}"))
-        elif full or key.endswith("zarr.json") or key.startswith(keys.PRIVATE):
+        elif (
+            (full and (shard_bytes or unit is None))
+            or key.endswith("zarr.json")
+            or key.startswith(keys.PRIVATE)
+        ):
             to_read.append((key, size, digest))
     with ThreadPoolExecutor(8) as pool:
         same = pool.map(lambda item: _hashes_to(objects, item[0], item[2]), to_read)
@@ -99,12 +104,13 @@ def verify(objects: Objects, full: bool = False) -> VerifyReport:
 
 def verify_unit(objects: Objects, unit: int) -> VerifyReport:
     """Reads and hashes the shards of one unit: a task of `verify --full` on many machines."""
-    expected = _expected(objects)
-    if unit not in expected.units:
+    published = max(generations(objects, keys.PUBLISHED, unit), default=-1)
+    newest = max(generations(objects, keys.COMMITS, unit), default=-1)
+    if published < 0 or newest > published:
         return VerifyReport((), 0, 0, True, (f"unit {unit} is not published",))
-    commit = read_commit(objects, unit, expected.units[unit])
+    commit = read_commit(objects, unit, published)
     if commit is None:
-        key = keys.record_key(keys.COMMITS, unit, expected.units[unit])
+        key = keys.record_key(keys.COMMITS, unit, published)
         damage = Damage(key, unit, None, "commit record missing or damaged")
         return VerifyReport((damage,), 1, 0, True)
     damaged = []

@@ -241,6 +241,17 @@ def damage(objects, key: str, how: str) -> None:
         objects.put(key, bytes(data))
 
 
+@pytest.mark.parametrize("key", ["shared/net.0.weight/c/0/0", "psnr/c/0", "params/c/1/0"])
+def test_verifying_units_elsewhere_still_reads_all_that_is_no_shard(memory, key):
+    finished(memory("o"))
+    objects = open_objects(memory("o"))
+    damage(objects, key, "flip")
+    here = [d.key for d in verify(objects, full=True, shard_bytes=False).damaged]
+    there = [d.key for unit in range(3) for d in verify_unit(objects, unit).damaged]
+    assert (here, there) == (([], [key]) if key.startswith("params") else ([key], []))
+    assert [d.key for d in verify(objects, full=True).damaged] == [key]
+
+
 @pytest.mark.parametrize("how", ["flip", "index", "missing", "short"])
 def test_damage_is_found_and_only_the_damaged_shard_is_written_again(anywhere, how):
     location, plan = anywhere("o"), make_plan()
