@@ -1,11 +1,11 @@
 """How fast small fields are fitted on a CPU core, beside PyTorch, JAX and the machine's own limit.
 
-    python -m benchmarks.engine [--quick] [--write]
+    python -m benchmarks.engine [--quick] [--no-jax] [--write]
 
 Workload: 256 crops of 32x32 RGB from scikit-image's pictures (`engine_crops`), 2 and 3 sine layers
-x 64, Adam, all pixels at every step. All run on one thread of the same core, by turns; seconds are
-CPU seconds of the process that does the work (medians over rounds). The last line is one JSON
-object with the ratios.
+x 64, Adam, all pixels at every step. The engine is `fit_rows` as a run calls it: starts, decoding
+and verdicts included. All run on one thread, by turns; the ratios are of CPU seconds of the process
+that does the work (medians over rounds). The last line is one JSON object with the ratios.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 
 import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
 import torch  # noqa: E402
 
 from benchmarks.engine_baselines import (  # noqa: E402
@@ -35,32 +36,65 @@ from benchmarks.engine_baselines import (  # noqa: E402
     torch_alone,
     torch_vmap,
 )
-from benchmarks.engine_crops import OMEGA, RATE, crops, mse_of, pixel_coords, starts  # noqa: E402
-from pipeline.fitting.fused import kernel, passes  # noqa: E402
-from pipeline.fitting.fused.network import Network, few, points_of  # noqa: E402
+from benchmarks.engine_crops import (  # noqa: E402
+    OMEGA,
+    RATE,
+    SIDE,
+    crops,
+    mse_of,
+    pixel_coords,
+    starts,
+)
+from pipeline import methods  # noqa: E402
+from pipeline.fitting import Fitted, fit_rows  # noqa: E402
+from pipeline.fitting.fused.run import path_name  # noqa: E402
+from pipeline.samples import load_samples  # noqa: E402
+from schemas.samples import GRID, IDENTITY  # noqa: E402
+from schemas.store import RowStatus  # noqa: E402
 
 COUNT = 256
 TARGET = mse_of(30.0)
+ENGINE_SIZES = (1, 4, 16, 64, 256)
 
 
 class Engine:
-    """The engine's compiled loop on the arrays of the workload."""
+    """The product on the workload: method `siren`, `fit_rows`."""
 
-    def __init__(self, depth: int, layers: list, images: np.ndarray):
-        scales = (*[OMEGA] * depth, 1.0)
-        self.network = Network(2, 64, depth - 1, 3, scales, passes.LANES)
-        factors = self.network.factors()
-        self.net = passes.Net(64, depth - 1, 3, True, factors, passes.SQUARED, 0.0, 64)
-        self.layers, self.images = layers, images
-        self.coords = points_of(pixel_coords(), passes.ROWS)
-        self.sets, self.tags = np.zeros((0, 3), np.int64), np.zeros(0, np.uint64)
+    def __init__(self, depth: int, table: pa.Table):
+        self.samples = load_samples(table, "images")
+        self.table, self.depth = table, depth
+        self.some = {COUNT: self.samples}
 
-    def fit(self, i: int, steps: int, target: float) -> tuple[int, int, float, float]:
-        flat = self.network.pack([w[i] for w, _ in self.layers], [b[i] for _, b in self.layers])
-        return kernel.descend(
-            self.net, flat, self.coords, few(self.images[i]), self.sets, self.tags, np.uint64(0),
-            np.full(steps, RATE), (0.9, 0.999), 1e-8, target, 0.0,
-        )  # fmt: skip
+    def fit(self, count: int, fused: bool = True, **settings) -> Fitted:
+        """Fits the first `count` images."""
+        if count not in self.some:
+            self.some[count] = load_samples(self.table.slice(0, count), "images")
+        size = {"width": 64, "depth": self.depth, "rate": RATE, "schedule": "constant"}
+        config = methods.configure("siren", "default", {**size, "momentum": 0.9, **settings})
+        method = methods.build("siren", config, self.samples.form)
+        return fit_rows(method, {}, self.some[count], seed=0, fused=fused)
+
+
+def prepared(images: np.ndarray) -> pa.Table:
+    """The crops as ingest would leave them, nothing held out."""
+    lines = []
+    for i, image in enumerate(images):
+        pixels = np.round((image + 1) * 127.5).astype(np.uint8)
+        lines.append(
+            {
+                "row": i,
+                "sample_id": f"crop{i:03d}",
+                "label": "",
+                "split": "train",
+                "pixels": pixels.tobytes(),
+                "height": SIDE,
+                "width": SIDE,
+                "channels": 3,
+                "dtype": "uint8",
+                "held_out": bytes(SIDE * SIDE // 8),
+            }
+        )
+    return pa.Table.from_pylist(lines, schema=pa.schema([*IDENTITY, *GRID]))
 
 
 def products(depth: int) -> float:
@@ -69,19 +103,22 @@ def products(depth: int) -> float:
     return 2.0 * 1024 * (3 * hidden + 3 * edges + 2 * 64 * 2)
 
 
-def measure(depth: int, jax: Jax | None, images: np.ndarray, rounds: int) -> dict:
-    layers = starts(COUNT, depth)
+def measure(depth: int, jax: Jax | None, images: np.ndarray, rounds: int, quick: bool) -> dict:
     coords, wanted = torch.from_numpy(pixel_coords()), torch.from_numpy(images)
-    tensors = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in layers]
-    engine = Engine(depth, layers, images)
+    tensors = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in starts(COUNT, depth)]
+    engine = Engine(depth, prepared(images))
     bare = {1: bare_operations(depth), 16: bare_operations(depth, lanes=16)}
     steps = 50
 
     def start(i):
         return [(w[i], b[i]) for w, b in tensors]
 
+    def ours(count):
+        return lambda: engine.fit(count, steps=steps, target_psnr=None)
+
     work = {
-        "engine": (4 * steps, lambda: [engine.fit(i, steps, -1.0) for i in range(4)]),
+        **{f"engine {n}": (n * steps, ours(n)) for n in ((1, 16) if quick else ENGINE_SIZES)},
+        "lanes 16": (16 * 6, lambda: engine.fit(16, False, steps=6, target_psnr=None)),
         "torch loop": (steps, lambda: torch_alone(start(0), coords, wanted[0], steps, -1.0)),
         "torch vmap 16": (16 * 6, lambda: torch_vmap(start(slice(16)), coords, wanted[:16], 6)),
         "bare": (steps, lambda: [bare[1]() for _ in range(steps)]),
@@ -89,8 +126,8 @@ def measure(depth: int, jax: Jax | None, images: np.ndarray, rounds: int) -> dic
     }
     for _, run in work.values():
         run()
-    lanes = (1, 4, 16, 64, 256)
-    per = {n: max(6, 96 // n) for n in lanes}
+    lanes = (1, 16, 256) if quick else (1, 4, 16, 64, 256)
+    per = {n: max(4, 64 // n) for n in lanes}
     if jax:
         for n in lanes:
             jax.ask(what="rate", depth=depth, lanes=n, steps=per[n], warm=True)
@@ -107,68 +144,111 @@ def measure(depth: int, jax: Jax | None, images: np.ndarray, rounds: int) -> dic
         name: {k: statistics.median(r[k] for r in rows) for k in ("cpu", "wall")}
         for name, rows in seen.items()
     }
-    return {"image_steps_per_second": rates, **to_target(depth, jax, engine, rates, start, wanted)}
+    met = to_target(depth, jax, engine, start, wanted)
+    return {"image_steps_per_second": rates, "images_per_second_to_30_db": met}
 
 
-def to_target(depth, jax, engine, rates, start, wanted) -> dict:
-    """Every image to 30 dB: images per CPU second."""
+def to_target(depth, jax, engine, start, wanted) -> dict[str, dict]:
+    """Every image to 30 dB: images per CPU second, with the steps that it took."""
     most, out = 600, {}
-    ends = []
-    took = timed(lambda: ends.extend(engine.fit(i, most, TARGET) for i in range(COUNT)))
-    steps = [s for s, *_ in ends]
-    out["engine"] = {
-        **{k: COUNT / v for k, v in took.items()},
-        "steps": {q: float(np.quantile(steps, f)) for q, f in [("median", 0.5), ("max", 1.0)]},
-        "mean_steps": float(np.mean(steps)),
-        "all_met": all(reason == kernel.MET for _, reason, *_ in ends),
-    }
-    some, coords = 16, torch.from_numpy(pixel_coords())
+    for name, settings in {"engine": {}, "engine, default momentum": {"momentum": 0.8}}.items():
+        took, ends = [], None
+        for _ in range(3):
+
+            def all_images(settings=settings):
+                nonlocal ends
+                ends = engine.fit(COUNT, steps=most, target_psnr=30.0, **settings)
+
+            took.append(timed(all_images))
+        out[name] = {
+            **{k: COUNT / statistics.median(t[k] for t in took) for k in took[0]},
+            "mean_steps": float(ends.steps.float().mean()),
+            "most_steps": int(ends.steps.max()),
+            "met": sum(status == RowStatus.OK for status in ends.status),
+        }
+    some, coords, ended = 16, torch.from_numpy(pixel_coords()), []
     took = timed(
-        lambda: [torch_alone(start(i), coords, wanted[i], most, TARGET) for i in range(some)]
+        lambda: ended.extend(
+            torch_alone(start(i), coords, wanted[i], most, TARGET) for i in range(some)
+        )
     )
     out["torch loop"] = {
         **{k: some / v for k, v in took.items()},
-        "note": f"first {some} images",
+        "mean_steps": float(np.mean([s for s, _ in ended])),
+        "met": sum(loss <= TARGET for _, loss in ended),
+        "of": some,
     }
-    if jax:
-        best = max((k for k in rates if k.startswith("jax")), key=lambda k: rates[k]["cpu"])
-        lanes = int(best.split()[-1])
+    # Lanes of one batch wait for the slowest: JAX may choose few lanes, and looks every 5 steps.
+    for lanes in (1, 16) if jax else ():
         took = jax.ask(
-            what="target", depth=depth, lanes=lanes, steps=10, count=COUNT, most=most, target=TARGET
+            what="target", depth=depth, lanes=lanes, steps=5, count=64, most=most, target=TARGET
         )
-        out[best] = {
-            "cpu": COUNT / took["cpu"],
-            "wall": COUNT / took["wall"],
-            "mean_steps": took["steps"] / COUNT,
-            "all_met": took["worst"] <= TARGET,
+        out[f"jax vmap {lanes}"] = {
+            "cpu": 64 / took["cpu"],
+            "wall": 64 / took["wall"],
+            "mean_steps": took["steps"] / 64,
+            "met": 64 if took["worst"] <= TARGET else "not all",
+            "of": 64,
         }
-    return {"images_per_second_to_30_db": out}
+    return out
 
 
-def ratios(table: dict) -> dict:
+def ratios(table: dict) -> dict[str, float | None]:
     rates, met = table["image_steps_per_second"], table["images_per_second_to_30_db"]
-    ours = rates["engine"]["cpu"]
 
     def best(prefix: str, of: dict) -> float | None:
-        found = [v["cpu"] for k, v in of.items() if k.startswith(prefix)]
-        return max(found) if found else None
+        return max((v["cpu"] for k, v in of.items() if k.startswith(prefix)), default=None)
 
     def over(value: float, other: float | None) -> float | None:
         return None if other is None else round(value / other, 2)
 
+    ours = best("engine", rates)
+    slowest = min(v["cpu"] for k, v in rates.items() if k.startswith("engine"))
+    jax = best("jax", met)
     return {
         "over_jax_vmap": over(ours, best("jax", rates)),
-        "over_torch_loop": over(ours, best("torch loop", rates)),
+        "over_torch_loop": over(ours, rates["torch loop"]["cpu"]),
+        "worst_size_over_torch_loop": over(slowest, rates["torch loop"]["cpu"]),
         "over_torch_vmap": over(ours, best("torch vmap", rates)),
         "over_bare_ops": over(ours, best("bare", rates)),
-        "to_30db_over_jax_vmap": over(met["engine"]["cpu"], best("jax", met)),
+        "over_lanes": over(ours, best("lanes", rates)),
+        "to_30db_over_jax_vmap": over(met["engine"]["cpu"], jax),
+        "to_30db_default_over_jax_vmap": over(met["engine, default momentum"]["cpu"], jax),
     }
+
+
+def report(tables: dict[int, dict], machine: dict) -> str:
+    """The tables as Markdown."""
+    lines = []
+    for depth, table in tables.items():
+        flops = products(depth)
+        lines += [
+            f"## {depth} sine layers x 64 ({flops / 1e6:.1f} MFLOP of products an image-step)",
+            "",
+            "| what | image-steps a CPU second | a second on the clock | GFLOP/s of products |",
+            "|---|---|---|---|",
+        ]
+        rates = table["image_steps_per_second"]
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1]["cpu"]):
+            gflops = rate["cpu"] * flops / 1e9
+            lines.append(f"| {name} | {rate['cpu']:,.0f} | {rate['wall']:,.0f} | {gflops:.1f} |")
+        lines += [
+            "",
+            "| every image to 30 dB | images a CPU second | mean steps | met |",
+            "|---|---|---|---|",
+        ]
+        for name, m in table["images_per_second_to_30_db"].items():
+            met = f"{m['met']} of {m.get('of', COUNT)}"
+            lines.append(f"| {name} | {m['cpu']:.1f} | {m['mean_steps']:.1f} | {met} |")
+        lines += ["", f"Ratios: `{json.dumps(ratios(table))}`", ""]
+    return "\n".join([*lines, f"Machine: `{json.dumps(machine)}`"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two sine layers only, few rounds")
     parser.add_argument("--no-jax", action="store_true", help="leave the JAX baseline out")
+    parser.add_argument("--write", action="store_true", help="also write results/engine_tables.md")
     args = parser.parse_args()
     began = time.monotonic()
     torch.set_num_threads(1)
@@ -178,36 +258,35 @@ def main() -> None:
     for depth in depths:
         for i, (weight, bias) in enumerate(starts(COUNT, depth)):
             data |= {f"{depth}w{i}": weight, f"{depth}b{i}": bias}
+    rounds = 3 if args.quick else 7
     with tempfile.TemporaryDirectory() as folder:
         jax = None if args.no_jax else Jax(data, Path(folder))
-        tables = {d: measure(d, jax, images, 3 if args.quick else 7) for d in depths}
+        tables = {d: measure(d, jax, images, rounds, args.quick) for d in depths}
         if jax:
             jax.close()
-    for depth, table in tables.items():
-        print(f"{depth} sine layers x 64, {products(depth) / 1e6:.1f} MFLOP an image-step")
-        for name, rate in sorted(
-            table["image_steps_per_second"].items(), key=lambda kv: -kv[1]["cpu"]
-        ):
-            gflops = rate["cpu"] * products(depth) / 1e9
-            print(
-                f"  {name:16s} {rate['cpu']:9.1f} image-steps a CPU second"
-                f"   {rate['wall']:9.1f} a second   {gflops:6.1f} GFLOP/s"
-            )
-        for name, rate in table["images_per_second_to_30_db"].items():
-            print(f"  to 30 dB: {name:16s} {rate['cpu']:8.1f} images a CPU second  {rate}")
     machine = {
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "path": path_name(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "numpy", "numba")},
-        "jax": JAX,
+        **{name: version(name) for name in ("torch", "numpy")},
+        "jax": None if args.no_jax else JAX,
     }
-    print(json.dumps(machine))
+    text = report(tables, machine)
+    print(text)
+    if args.write:
+        Path(__file__).with_name("results").joinpath("engine_tables.md").write_text(text + "\n")
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    print(
-        json.dumps(
-            {**ratios(tables[depths[0]]), "by_depth": {d: ratios(t) for d, t in tables.items()}}
-        )
-    )
+    by_depth = {str(d): ratios(t) for d, t in tables.items()}
+    print(json.dumps({**by_depth[str(depths[0])], "by_depth": by_depth}))
+
+
+def cpu_name() -> str:
+    """The processor in words, with its vector units."""
+    from llvmlite import binding
+
+    return f"{platform.machine()} {binding.get_host_cpu_name()}"
 
 
 if __name__ == "__main__":
