@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import cluster, text
 from jobs.pool import RayPool
 from jobs.units import Done, LocalPool, Quarantined, Stop, Task
-from jobs.workers import (
-    EvaluateWorker,
-    FitWorker,
-    IngestWorker,
-    nonce_key,
-    seen_sample,
-    write_nonce,
-)
+from jobs.workers import EvaluateWorker, FitWorker, IngestWorker, seen_sample
 from pipeline.storage import Objects, local_folder, open_objects
 from schemas.base import Location
 from schemas.run import LAYOUT_OF_FIT, Run
@@ -201,28 +194,37 @@ class Driver:
         self, stage: str, tasks: Sequence[Task], make: type, objects: Objects, gpus: float
     ) -> None:
         """Runs the tasks; prints a line for each, keeps tracebacks of those given up."""
-        from pipeline.store import probe_storage
+        from pipeline.store import leave_nonce, probe_storage
 
         if objects.location.scheme != "memory":
             probe_storage(objects)
-        nonce = write_nonce(objects)
-        args: tuple[Any, ...] = (self.run.model_dump_json(), nonce)
-        if make is IngestWorker:
-            args += ("" if self.local else seen_sample(self.run, tasks[0].unit),)
-        with self.pool(make, args, tasks, gpus=gpus) as pool:
-            meter = text.Meter(stage, len(tasks), pool.size)
-            noted = 0.0
-            for event in pool.map(tasks):
-                if isinstance(event, Done):
-                    self.see(meter, event)
-                else:
-                    meter.done += 1
-                    self.quarantine(stage, event, objects)
-                if time.monotonic() - noted > NOTE_S:
-                    noted = time.monotonic()
-                    objects.put(text.PACE, json.dumps(meter.pace()).encode())
-        objects.delete(nonce_key(nonce))
+        with leave_nonce(objects) as nonce:
+            args: tuple[Any, ...] = (self.run.model_dump_json(), nonce)
+            if make is IngestWorker:
+                args += ("" if self.local else seen_sample(self.run, tasks[0].unit),)
+            with self.pool(make, args, tasks, gpus=gpus) as pool:
+                meter = text.Meter(stage, len(tasks), pool.size)
+                self.follow(stage, pool.map(tasks), meter, objects)
         self.figures[stage] = meter.figures()
+
+    def follow(
+        self,
+        stage: str,
+        events: Iterable[Done | Quarantined],
+        meter: text.Meter,
+        objects: Objects,
+    ) -> None:
+        """Tells of each unit as it ends, and notes the pace now and then."""
+        noted = 0.0
+        for event in events:
+            if isinstance(event, Done):
+                self.see(meter, event)
+            else:
+                meter.done += 1
+                self.quarantine(stage, event, objects)
+            if time.monotonic() - noted > NOTE_S:
+                noted = time.monotonic()
+                objects.put(text.PACE, json.dumps(meter.pace()).encode())
 
     def see(self, meter: text.Meter, event: Done) -> None:
         """Prints the progress line of a unit; after the first one, what to expect."""

@@ -13,8 +13,10 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from jobs.units import Done, Task, WorldError, one_line
-from jobs.workers import check_nonce, device_of, limit_threads, nonce_key, write_nonce
+from jobs.workers import device_of, limit_threads
 from pipeline.storage import open_objects
+from pipeline.store import check_nonce, leave_nonce
+from pipeline.store.probe import nonce_key
 from schemas.run import Run
 
 if TYPE_CHECKING:
@@ -55,15 +57,15 @@ def train(driver: Driver) -> dict[str, Any]:
         driver.connect()
         return train_together(run)
     objects = open_objects(run.store)
-    nonce = write_nonce(objects)
-    args = (run.model_dump_json(), nonce)
     task = Task(0, action="train")
-    with driver.pool(TrainWorker, args, [task], gpus=min(run.resources.gpus, 1.0)) as pool:
-        for event in pool.map([task]):
-            objects.delete(nonce_key(nonce))
-            if isinstance(event, Done):
-                return event.record
-            driver.quarantine("train", event, objects)
+    gpus = min(run.resources.gpus, 1.0)
+    with leave_nonce(objects) as nonce:
+        args = (run.model_dump_json(), nonce)
+        with driver.pool(TrainWorker, args, [task], gpus=gpus) as pool:
+            for event in pool.map([task]):
+                if isinstance(event, Done):
+                    return event.record
+                driver.quarantine("train", event, objects)
     driver.refuse_missing("train")
     raise AssertionError("one task gives one event")
 
@@ -78,8 +80,10 @@ def train_together(run: Run) -> dict[str, Any]:
     if gpu:
         each["GPU"] = 1
     objects = open_objects(run.store)
-    nonce = write_nonce(objects)
-    with tempfile.TemporaryDirectory(prefix="fieldmill-train-") as folder:
+    with (
+        leave_nonce(objects) as nonce,
+        tempfile.TemporaryDirectory(prefix="fieldmill-train-") as folder,
+    ):
         trainer = TorchTrainer(
             _loop,
             train_loop_config={"run": run.model_dump_json(), "nonce": nonce},
@@ -97,8 +101,8 @@ def train_together(run: Run) -> dict[str, Any]:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise WorldError(f"training failed: {one_line(error)}") from error
-    record = json.loads(objects.get(record_key(nonce)))
-    objects.delete([record_key(nonce), nonce_key(nonce)])
+        record = json.loads(objects.get(record_key(nonce)))
+        objects.delete(record_key(nonce))
     return record
 
 

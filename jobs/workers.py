@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import threading
 from dataclasses import asdict
 from typing import Any
 
 from jobs.units import Task
-from pipeline.storage import Objects, open_objects
+from pipeline.storage import open_objects
+from pipeline.store import check_nonce
 from schemas.base import Location
 from schemas.run import Run
-from schemas.store import PRIVATE
 
 
 def limit_threads(cores: int) -> None:
@@ -108,30 +107,6 @@ class VerifyWorker:
 def device_of(run: Run) -> str:
     """Where a worker of this run computes."""
     return "cuda" if run.resources.gpus else "cpu"
-
-
-def nonce_key(nonce: str) -> str:
-    return f"{PRIVATE}/probes/nonce-{nonce}"
-
-
-def write_nonce(objects: Objects) -> str:
-    """Leaves a random note that workers must find: they then see the same storage."""
-    nonce = secrets.token_hex(16)
-    objects.put(nonce_key(nonce), nonce.encode())
-    return nonce
-
-
-def check_nonce(objects: Objects, nonce: str) -> None:
-    """Raises RuntimeError when this process does not see what the driver wrote."""
-    try:
-        found = objects.get(nonce_key(nonce))
-    except FileNotFoundError:
-        found = None
-    if found != nonce.encode():
-        raise RuntimeError(
-            f"{objects.location.url} is not the same place on every node (a note of the driver "
-            f"is missing on {os.uname().nodename}); use storage that all nodes share"
-        )
 
 
 def seen_sample(run: Run, unit: int) -> str:

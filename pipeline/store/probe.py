@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.storage import Objects, StorageError
@@ -49,21 +52,30 @@ def probe_storage(objects: Objects) -> None:
         objects.delete(made)
 
 
-def leave_nonce(objects: Objects) -> str:
-    """Writes a random word into the store, for workers to find."""
+def nonce_key(nonce: str) -> str:
+    return f"{keys.PROBES}/nonce-{nonce}"
+
+
+@contextlib.contextmanager
+def leave_nonce(objects: Objects) -> Iterator[str]:
+    """A random word that lies in the storage for as long as workers may have to find it."""
     nonce = secrets.token_hex(16)
-    objects.put(f"{keys.PROBES}/nonce", nonce.encode())
-    return nonce
+    objects.put(nonce_key(nonce), nonce.encode())
+    try:
+        yield nonce
+    finally:
+        with contextlib.suppress(StorageError):
+            objects.delete(nonce_key(nonce))
 
 
 def check_nonce(objects: Objects, nonce: str) -> None:
-    """Raises RuntimeError if this process sees another store than the one that left the nonce."""
+    """Raises StorageError if this process does not see what the driver wrote."""
     try:
-        found = objects.get(f"{keys.PROBES}/nonce").decode(errors="replace")
+        found = objects.get(nonce_key(nonce))
     except FileNotFoundError:
         found = None
-    if found != nonce:
+    if found != nonce.encode():
         raise StorageError(
-            f"{objects.location.url}: this node does not see what the driver wrote there; use a "
-            "bucket, or a folder that all nodes share"
+            f"{objects.location.url} is not the same place on every node (a note of the driver "
+            f"is missing on {os.uname().nodename}); use storage that all nodes share"
         )

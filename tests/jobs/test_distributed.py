@@ -16,7 +16,7 @@ import pytest
 from jobs.cli import main
 from jobs.pool import RayPool
 from jobs.units import Stop, WorldError
-from jobs.workers import IngestWorker, write_nonce
+from jobs.workers import IngestWorker
 from pipeline import store
 from pipeline.storage import open_objects
 from schemas.base import Location
@@ -140,16 +140,16 @@ def test_folder_that_is_another_one_on_a_node_is_refused(ray_nodes, tmp_path):
     }
     mine = Run(store=str(tmp_path / "mine.zarr"), **values)
     theirs = Run(store=str(tmp_path / "theirs.zarr"), **values)
-    nonce = write_nonce(open_objects(mine.prepared_location))
-    write_nonce(open_objects(theirs.prepared_location))
-    args = (theirs.model_dump_json(), nonce, "")
-    pool = RayPool(IngestWorker, args, Resources(), Stop(), size=2)
-    with pytest.raises(WorldError, match="is not the same place on every node"):
-        pool.__enter__()
-    args = (mine.model_dump_json(), nonce, '["only the driver has this", false]')
-    pool = RayPool(IngestWorker, args, Resources(), Stop(), size=1)
-    with pytest.raises(WorldError, match="'only the driver has this' is missing"):
-        pool.__enter__()
+    here, there = (open_objects(run.prepared_location) for run in (mine, theirs))
+    with store.leave_nonce(here) as nonce, store.leave_nonce(there):
+        args = (theirs.model_dump_json(), nonce, "")
+        pool = RayPool(IngestWorker, args, Resources(), Stop(), size=2)
+        with pytest.raises(WorldError, match="is not the same place on every node"):
+            pool.__enter__()
+        args = (mine.model_dump_json(), nonce, '["only the driver has this", false]')
+        pool = RayPool(IngestWorker, args, Resources(), Stop(), size=1)
+        with pytest.raises(WorldError, match="'only the driver has this' is missing"):
+            pool.__enter__()
 
 
 def test_submitted_job_runs_once_and_carries_its_exit_code(ray_nodes, tmp_path, capfd):

@@ -141,10 +141,13 @@ def test_a_store_written_over_a_connection_that_loses_answers(moto_server, memor
 
 def test_workers_find_the_nonce_or_are_refused(anywhere):
     location = anywhere("o")
-    nonce = leave_nonce(open_objects(location))
-    check_nonce(open_objects(location), nonce)
-    with pytest.raises(StorageError, match="does not see what the driver wrote"):
-        check_nonce(open_objects(anywhere("another disk")), nonce)
+    with leave_nonce(open_objects(location)) as nonce, leave_nonce(open_objects(location)):
+        check_nonce(open_objects(location), nonce)  # two drivers do not disturb each other
+        with pytest.raises(StorageError, match="not the same place on every node"):
+            check_nonce(open_objects(anywhere("another disk")), nonce)
+    with pytest.raises(ArithmeticError), leave_nonce(open_objects(location)):
+        raise ArithmeticError
+    assert not list(open_objects(location).list("_fieldmill"))
 
 
 def test_read_only_schemes_are_refused():
