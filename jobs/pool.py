@@ -21,6 +21,7 @@ from jobs.units import (
     new_attempt,
     one_line,
 )
+from pipeline.storage import StorageError
 from schemas.run import Resources
 
 FLYING = 2
@@ -45,8 +46,9 @@ class RayPool:
     """Actors that pull units: at most two each, small records back, lost ones are replaced.
 
     A worker that dies is replaced and its units are handed out again, after a growing pause and
-    within `resources.retries` for the unit on which it died. A unit that raises is tried once
-    more, on another worker if there is one, then quarantined.
+    within `resources.retries` for the unit on which it died; so is a unit whose storage failed. A
+    unit that raises anything else is tried once more, on another worker if there is one, then
+    quarantined.
     """
 
     def __init__(
@@ -202,7 +204,8 @@ class RayPool:
         if error is None:
             account.alone = True
             return self.pause_s, None
-        if isinstance(error, self.ray.exceptions.RayTaskError):
+        raised = isinstance(error, self.ray.exceptions.RayTaskError)
+        if raised and not isinstance(error.cause, StorageError):
             account.application += 1
             account.avoid = actor.number
             if account.application > 1:
@@ -210,7 +213,8 @@ class RayPool:
             return 0.0, None
         account.machine += 1
         if account.machine > self.resources.retries:
-            text = f"{account.machine} workers died on this unit; the last one: {error}"
+            what = "storage failed" if raised else "workers died"
+            text = f"{what} {account.machine} times on this unit; the last time: {error}"
             return 0.0, Quarantined(task, "machine", text)
         return min(60.0, self.pause_s * 2 ** (account.machine - 1)), None
 

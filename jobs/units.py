@@ -65,7 +65,8 @@ class Quarantined:
 
     task: Task
     cause: str
-    """`application`: it raised twice; `machine`: workers died on it more often than allowed."""
+    """`application`: it raised twice; `machine`: workers died, or storage failed, on it more often
+    than allowed."""
     traceback: str
 
 

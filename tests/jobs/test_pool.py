@@ -13,6 +13,7 @@ import pytest
 
 from jobs.pool import RayPool
 from jobs.units import Done, LocalPool, Quarantined, Stop, Stopped, Task, WorldError
+from pipeline.storage import StorageError
 from schemas.run import Resources
 
 
@@ -36,6 +37,8 @@ def make_worker() -> type:
             number = len(list(tries.iterdir()))
             time.sleep(self.seconds)
             what = self.behaviour.get(task.unit, "")
+            if what == "no storage" and number <= 3:
+                raise StorageError("s3://bucket: the server cannot be reached")
             if what == "raise" or (what == "raise once" and number == 1):
                 raise ArithmeticError(f"unit {task.unit} is poisoned")
             if what == "die" or (what == "die once" and number == 1):
@@ -117,6 +120,18 @@ def test_unit_that_kills_its_workers_is_quarantined_alone(ray_nodes, tmp_path):
     assert [(e.task.unit, e.cause) for e in bad] == [(4, "machine")]
     assert tries(tmp_path)[4] in (3, 4)  # one more when it first died beside another unit
     assert sorted(e.task.unit for e in events) == list(range(8))
+
+
+@pytest.mark.ray
+def test_storage_that_fails_for_a_while_costs_a_unit_nothing_but_time(ray_nodes, tmp_path):
+    events = ray_map(tmp_path, {1: "no storage"}, 4)
+    assert all(isinstance(e, Done) for e in events)
+    assert tries(tmp_path) == {0: 1, 1: 4, 2: 1, 3: 1}
+    (tmp_path / "again").mkdir()
+    events = ray_map(tmp_path / "again", {1: "no storage"}, 4, retries=1)
+    (bad,) = (e for e in events if isinstance(e, Quarantined))
+    assert bad.cause == "machine"
+    assert "storage failed 2 times on this unit" in bad.traceback
 
 
 @pytest.mark.ray
