@@ -199,7 +199,11 @@ def _fused(
     from pipeline.fitting.fused.recognize import recognize
     from pipeline.fitting.fused.run import Loop
 
-    usable, path = choose_path(method, device)
+    if device.type != "cpu":
+        raise ValueError(
+            f"the plan chose the compiled loop of CPUs, this worker computes on {device}"
+        )
+    usable, path = choose_path(method)
     if not usable:
         raise ValueError(f"this method cannot be fitted by the compiled loop: {path}")
     loop = Loop(recognize(method), seed)
