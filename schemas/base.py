@@ -55,6 +55,9 @@ class Location(Schema):
             raise ValueError(f"scheme '{parts.scheme}' is not one of {', '.join(SCHEMES)}")
         if parts.password is not None or (parts.username and parts.scheme == "s3"):
             raise ValueError("keys must not stand in a URL; set AWS_ACCESS_KEY_ID and so on")
+        if parts.scheme in ("s3", "http", "https") and not parts.netloc:
+            what = "bucket" if parts.scheme == "s3" else "server"
+            raise ValueError(f"'{url}' names no {what}: write {parts.scheme}://{what.upper()}/...")
         return url
 
     @property

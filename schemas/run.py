@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from schemas.base import Location, Schema, identity
 
@@ -12,12 +13,24 @@ Kind = Literal["images", "shapes", "points", "views", "sequences"]
 Stage = Literal["ingest", "train", "fit", "evaluate"]
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+Pixels = Annotated[int, Field(ge=1)]
+
+
 class LabelRule(Schema):
     """Where a sample's label comes from; by default the shallowest folder level with two values."""
 
     level: int | None = None
     """Folder level, 0 = first below the dataset URL, -1 = the file's own folder."""
-    regex: str | None = None
+    regex: Pattern | None = None
     """Searched in the sample id; its first group is the label."""
     table: Location | None = None
     """CSV or Parquet with columns `id` and `label`."""
@@ -55,7 +68,7 @@ class Dataset(Location):
     """Glob patterns on sample ids; empty = every readable file."""
     exclude: tuple[str, ...] = ()
     """Glob patterns on sample ids that are left out (counted as ignored)."""
-    group: str | None = None
+    group: Pattern | None = None
     """Regex searched in each path; its first group is the sample id: equal ids are one sample."""
     columns: dict[Literal["uri", "id", "label", "split", "image"], str] = {}
     """Names of the columns of a table, where they differ from uri, id, label, split, image."""
@@ -83,7 +96,7 @@ class CommonIngest(Schema):
 class ImageIngest(CommonIngest):
     """Images as pixels: uint8 or uint16, as decoded."""
 
-    resolution: int | tuple[int, int] | None = None
+    resolution: Pixels | tuple[Pixels, Pixels] | None = None
     """Target height and width (one number: both); the picture is cropped centrally to the aspect
     and reduced by area averaging; absent = as it is."""
     color: Literal["rgb", "gray", "keep"] = "rgb"

@@ -64,6 +64,8 @@ class Labeler:
 def read_labels(location: Location) -> dict[str, str]:
     """A table of labels (columns `id`, `label`), whole."""
     source, key = open_parent(location)
+    if source.stat(key) is None:
+        raise FileNotFoundError(f"dataset.label.table {location.url}: there is no such file")
     rows = read_rows(source, key, {"id": "id", "label": "label"}, needed=("id", "label"))
     return {row["id"]: row["label"] for row in rows if row["id"] and row["label"]}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.ingest.freeze import Freeze
 from pipeline.ingest.kinds import container_type, is_chosen, is_hidden, sample_suffixes, suffix
+from pipeline.ingest.labels import read_labels
 from pipeline.ingest.records import committed_units
 from pipeline.ingest.segments import (
     Segment,
@@ -63,6 +64,8 @@ def write_listing(
         )
     if segments and not update:
         return sum(s.units for s in segments)
+    if dataset.label.table is not None:
+        read_labels(dataset.label.table)  # what is wrong with it is told before anything is decoded
     target = find_target(dataset)
     with tempfile.TemporaryDirectory(prefix="fieldmill-listing-") as folder:
         found, known = Buckets(folder, "found"), Buckets(folder, "known")

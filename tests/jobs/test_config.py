@@ -228,3 +228,21 @@ def test_dumped_run_is_a_run_file(write):
     run = load_run(write(GOOD), ["ingest.resolution=32", "method.steps=9"])
     text = yaml.safe_dump(run.model_dump(mode="json"))
     assert load_run(write(text)) == run
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("dataset.label.regex=(", "not a regular expression: missing ), unterminated"),
+        ("dataset.group=a(", "not a regular expression"),
+        ("ingest.resolution=[0, 5]", "must be greater than or equal to 1"),
+        ("ingest.resolution=-3", "must be greater than or equal to 1"),
+        ("resources.workers=-1", "must be greater than or equal to 0, or must be 'auto'"),
+        ("store=s3:///my.zarr", "names no bucket"),
+        ("dataset.url=http:///a.tar", "names no server"),
+    ],
+)
+def test_values_that_no_stage_could_use_are_refused_at_once(write, override, sentence):
+    found = problems(write(GOOD), override)
+    assert any(sentence in line for line in found), found
+    assert all(override.partition("=")[0] in line for line in found), found
