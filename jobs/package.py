@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 from functools import cache
@@ -12,11 +13,10 @@ PACKAGES = ("pipeline", "jobs", "schemas")
 
 @cache
 def staged_packages() -> str:
-    """A temporary folder that holds our packages and nothing else; one for each process.
-
-    Files get one fixed date, so that Ray finds an upload of the same content again.
-    """
-    return stage(Path(tempfile.mkdtemp(prefix="fieldmill-")))
+    """A temporary folder that holds our packages and nothing else; one for each process."""
+    folder = tempfile.mkdtemp(prefix="fieldmill-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return stage(Path(folder))
 
 
 def stage(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -103,8 +104,14 @@ def conclude(
             f"{unusable} of {total} samples have no usable row, more than max_failed = "
             f"{run.max_failed:g} allows"
         )
-        words = [w for w in [arguments.run_file, *arguments.overrides] if w]
-        error.recover = shlex.join(["fieldmill", "retry", "--failed", *words])
+        words = [arguments.run_file, *arguments.overrides]
+        if arguments.limit:
+            words += ["--limit", str(arguments.limit)]
+        if summary.rejected.get("rejected", 0) / total <= run.max_failed:
+            error.recover = shlex.join(["fieldmill", "retry", "--failed", *words])
+        else:  # samples that ingest rejected have no row: another fit does not help
+            enough = math.ceil(100 * unusable / total) / 100
+            error.recover = shlex.join(["fieldmill", "run", *words, f"max_failed={enough:g}"])
         raise error
     return 0
 

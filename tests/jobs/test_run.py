@@ -300,7 +300,9 @@ def test_too_many_failures_are_exit_3_with_a_finished_store(finished, tmp_path, 
     assert main(["run", path, "max_failed=0.1"]) == 3
     error = capsys.readouterr().err
     assert "2 of 13 samples have no usable row" in error
-    assert "retry --failed" in error
+    assert "retry" not in error  # both were rejected: they have no row to fit again
+    assert error.strip().endswith(f"run {path} max_failed=0.1 max_failed=0.16")
+    assert main(["run", path, "max_failed=0.1", "max_failed=0.16"]) == 0
     assert store.verify(objects(tmp_path)).ok
 
 
