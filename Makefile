@@ -21,6 +21,7 @@ faults: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/store tests/ingest tests/jobs --runs=10 $(ARGS)
 
 bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.engine --write
 	$(BIN)/python -m benchmarks.store_write
 	$(BIN)/python -m benchmarks.ingest_shapes
 	$(BIN)/python -m benchmarks.listing_memory
