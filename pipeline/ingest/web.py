@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -12,6 +14,7 @@ from pipeline.storage import StorageError, fsspec_client
 from schemas.base import Location
 
 HTTP_ATTEMPTS = 3
+READ_BYTES = 2**16
 
 
 class HttpSource(Source):
@@ -54,7 +57,8 @@ class HttpSource(Source):
         return Found(key, -1 if size is None else size, info.get("ETag"))
 
     def open(self, key: str) -> BinaryIO:
-        return self._asked("read", key, lambda url: self.files.open(url, "rb"))
+        file = self._asked("read", key, lambda url: self.files.open(url, "rb"))
+        return io.BufferedReader(_Remote(file, self._url(key)), READ_BYTES)
 
     def _asked(self, action: str, key: str, request: Callable[[str], Any]) -> Any:
         """The answer of the server; what may pass is asked again, twice."""
@@ -75,6 +79,38 @@ class HttpSource(Source):
                     raise StorageError(f"cannot {action} {url}: {text}") from error
                 time.sleep(0.2 * 5**attempt)
         raise AssertionError("unreachable")
+
+
+class _Remote(io.RawIOBase):
+    """An open file of a server: a connection that breaks is no damage of the file."""
+
+    def __init__(self, file: Any, url: str):
+        self.file, self.url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self.file.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:
+        try:
+            data = self.file.read(len(buffer))
+        except (OSError, *_http_errors()) as error:
+            text = str(error).split("\n")[0][:300] or type(error).__name__
+            raise StorageError(f"cannot read {self.url}: {text}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _http_errors() -> tuple[type[Exception], ...]:

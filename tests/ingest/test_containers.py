@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.ingest.listing import read_units, write_listing
-from pipeline.storage import open_objects
+from pipeline.storage import StorageError, open_objects
 from schemas.base import Location
 from schemas.run import ImageIngest
 from tests.ingest.tools import (
@@ -333,6 +333,17 @@ def web(tmp_path):
         def log_message(self, *args):
             return
 
+        def do_GET(self):
+            path = folder / self.path[1:]
+            if path.with_suffix(".cut").exists():  # the connection breaks in the middle
+                self.send_response(200)
+                self.send_header("Content-Length", str(path.stat().st_size))
+                self.end_headers()
+                self.wfile.write(path.read_bytes()[: path.stat().st_size // 2])
+                self.close_connection = True
+            else:
+                super().do_GET()
+
     handler = functools.partial(Quiet, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -356,3 +367,13 @@ def test_containers_and_tables_over_http(web, local):
         write_listing(images(url), SMALL, open_objects(local("p3")))
     with pytest.raises(FileNotFoundError, match="no such file"):
         write_listing(images(f"{url}/none.tar"), SMALL, open_objects(local("p4")))
+
+
+def test_a_connection_that_breaks_is_no_damage_of_a_container(web, local):
+    folder, url = web
+    (folder / "s.tar").write_bytes(tar({f"{i}.png": encoded(picture(i)) for i in range(3)}))
+    (folder / "s.cut").touch()
+    with pytest.raises(StorageError, match=r"cannot read http.*s\.tar"):
+        run_ingest(images(f"{url}/s.tar"), local("p"))
+    (folder / "s.cut").unlink()
+    assert len(order(run_ingest(images(f"{url}/s.tar"), local("p")))) == 3
