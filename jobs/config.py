@@ -266,6 +266,13 @@ def _combinations(tree: Tree, run: Run) -> list[str]:
             )
     if run.prepared is not None and run.prepared.url.rstrip("/").endswith(".zarr"):
         problems.append(f"{tree.place(('prepared',))}: prepared: a prepared dataset is not a .zarr")
+    store = run.store.url.rstrip("/") + "/"
+    for name, inner in (("dataset", run.dataset), ("prepared", run.prepared)):
+        if inner is not None and (inner.url.rstrip("/") + "/").startswith(store):
+            problems.append(
+                f"{tree.place((name, 'url'))}: {name}: '{inner.url}' lies in the store, which "
+                "holds nothing but rows; choose another folder for one of them"
+            )
     local = run.resources.workers == 0 or run.store.scheme == "memory"
     if local and run.train.workers > 1:
         problems.append(

@@ -98,7 +98,7 @@ class Driver:
             stores.require_same_keys(plan, self.run.stage_identity("fit"), keys, self.run.store.url)
 
     def discard_other_run(self) -> None:
-        """Deletes the rows of another run, its plan last: cut short, the next try goes on."""
+        """Deletes the rows of another run; what training left is kept under its own identity."""
         from pipeline import store as stores
 
         objects = open_objects(self.run.store)
@@ -107,16 +107,7 @@ class Driver:
             return
         if plan.fit_identity == self.run.stage_identity("fit"):
             return
-        kept = (f"{PRIVATE}/train/", f"{PRIVATE}/plans/")
-        doomed = []
-        for entry in objects.list():
-            if not entry.key.startswith(kept):
-                doomed.append(entry.key)
-            if len(doomed) >= 1000:
-                objects.delete(doomed)
-                doomed = []
-        objects.delete(doomed)
-        objects.delete([entry.key for entry in objects.list(f"{PRIVATE}/plans")])
+        stores.discard_store(objects, keep=(f"{PRIVATE}/train/",))
         text.say(f"{self.run.store.url}: the rows of another run were discarded")
 
     # --- stages -------------------------------------------------------------------------------

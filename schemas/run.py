@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -258,6 +259,8 @@ class Run(Schema):
     def _store_is_writable(cls, store: Location) -> Location:
         if store.scheme in ("http", "https"):
             raise ValueError("a store needs a file, s3 or memory URL")
+        if store.scheme == "s3" and not urlsplit(store.url).path.strip("/"):
+            raise ValueError("a store needs a name in its bucket: s3://BUCKET/NAME.zarr")
         return store
 
     @property

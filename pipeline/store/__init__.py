@@ -1,6 +1,7 @@
 """A store of fields: units of rows written once, whatever crashes, and read by any Zarr reader."""
 
 from pipeline.store.create import create_store as create_store
+from pipeline.store.create import discard_store as discard_store
 from pipeline.store.create import extend_store as extend_store
 from pipeline.store.create import load_plan as load_plan
 from pipeline.store.create import require_same_keys as require_same_keys

@@ -105,6 +105,28 @@ def extend_store(objects: Objects, plan: Plan) -> Plan:
     return plan
 
 
+def discard_store(objects: Objects, keep: tuple[str, ...] = ()) -> None:
+    """Deletes a store, its plans last: cut short, the next call goes on.
+
+    Args:
+        objects: The store's location; what lies there and is no part of the store stays.
+        keep: Prefixes of objects below `_fieldmill/` that stay, too.
+    """
+    plan = load_plan(objects)
+    if plan is None:
+        return
+    own = {key.split("/")[0] for key in layout.metadata(plan)} | {keys.PRIVATE, "evaluations"}
+    doomed = []
+    for entry in objects.list():
+        if entry.key.split("/")[0] in own and not entry.key.startswith((keys.PLANS + "/", *keep)):
+            doomed.append(entry.key)
+        if len(doomed) >= 1000:
+            objects.delete(doomed)
+            doomed = []
+    objects.delete(doomed)
+    objects.delete([entry.key for entry in objects.list(keys.PLANS)])
+
+
 def require_same_keys(plan: Plan, fit_identity: str, fit_keys: dict[str, Any], url: str) -> None:
     """Raises ValueError naming each key that differs from those the store was made with."""
     if plan.fit_identity == fit_identity:

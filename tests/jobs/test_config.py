@@ -239,6 +239,9 @@ def test_dumped_run_is_a_run_file(write):
         ("ingest.resolution=-3", "must be greater than or equal to 1"),
         ("resources.workers=-1", "must be greater than or equal to 0, or must be 'auto'"),
         ("store=s3:///my.zarr", "names no bucket"),
+        ("store=s3://bucket/", "a store needs a name in its bucket"),
+        ("dataset.url=s3://bucket/my-run.zarr/images", "lies in the store"),
+        ("prepared=s3://bucket/my-run.zarr/prepared/", "lies in the store"),
         ("dataset.url=http:///a.tar", "names no server"),
     ],
 )

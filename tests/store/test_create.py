@@ -10,6 +10,7 @@ import pytest
 from pipeline.storage import open_objects
 from pipeline.store import (
     create_store,
+    discard_store,
     extend_store,
     finalize,
     load_plan,
@@ -158,3 +159,18 @@ def test_padding_is_absent_and_nameless_in_the_root_columns(memory):
     root = zarr.open_group(open_objects(location).zarr(), mode="r")
     assert list(root["status"][10:12]) == [int(RowStatus.ABSENT)] * 2
     assert list(root["sample_id"][9:13]) == ["folder/ä 9.png", "", "", "folder/ä 12.png"]
+
+
+def test_discarding_a_store_leaves_what_is_not_its_own(anywhere):
+    location = anywhere("o")
+    finished(location)
+    objects = open_objects(location)
+    objects.put("evaluations/one/zarr.json", b"{}")
+    theirs = ("notes/mine.txt", "paramsx/c/0", "_fieldmill/train/abc/done.json")
+    for key in theirs:
+        objects.put(key, b"mine")
+    discard_store(objects, keep=("_fieldmill/train/",))
+    assert {entry.key for entry in objects.list()} == set(theirs)
+    assert load_plan(objects) is None
+    finished(location, make_plan(keys={"seed": 1}))
+    assert verify(objects, full=True).ok
