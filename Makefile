@@ -17,8 +17,12 @@ test: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+# The crash, race and fault tests, over and over.
+RUNS ?= 10
 faults: $(VENV)/.installed-test
-	$(BIN)/python -m pytest tests/store tests/ingest tests/jobs --runs=10 $(ARGS)
+	for i in $$(seq $(RUNS)); do \
+	  $(BIN)/python -m pytest -q tests/store tests/ingest/test_faults.py tests/jobs/test_distributed.py $(ARGS) || exit 1; \
+	done
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.engine --write
