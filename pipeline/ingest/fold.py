@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -59,7 +59,7 @@ def fold(dataset: Dataset, ingest: CommonIngest, prepared: Location) -> Prepared
         same = _duplicates(objects, segments, levels, folder)
         labeler = Labeler(dataset.label, levels.shallowest())
         with ThreadPoolExecutor(REQUESTS, thread_name_prefix="fold-write") as pool:
-            work = _Fold(objects, dataset, ingest, labeler, pool)
+            work = _Fold(objects, dataset, ingest, labeler, pool, fresh=known is None)
             for segment in segments:
                 work.segment(segment, same)
             work.close()
@@ -186,6 +186,8 @@ class _Fold:
         ingest: CommonIngest,
         labeler: Labeler,
         pool: ThreadPoolExecutor,
+        *,
+        fresh: bool,
     ):
         self.objects, self.dataset, self.ingest, self.labeler = objects, dataset, ingest, labeler
         self.order, self.rows = 0, 0
@@ -198,11 +200,13 @@ class _Fold:
         self.reasons: list[str] = []
         self.failures = _Parquet(None, None)
         self.pool = pool
+        # what a fold that did not end has left may be of other rows: a unit may have come out anew
+        self.write = objects.put if fresh else objects.create
         self.writes: deque = deque()
 
     def segment(self, segment: Segment, same: _Same) -> None:
         """Folds the units of one listing, then its ignored files."""
-        first, parts = self.rows, _Parquet(self.objects, f"manifest/part-{segment.segment:03d}")
+        first, parts = self.rows, _Parquet(self.write, f"manifest/part-{segment.segment:03d}")
         for record in _records(self.objects, segment):
             lines = record.rows.to_pylist()
             for line in lines:
@@ -253,15 +257,15 @@ class _Fold:
                 sink = pa.BufferOutputStream()
                 with pa.ipc.new_stream(sink, SIDECAR.with_metadata(about)) as stream:
                     stream.write_table(table)
-                self._create(sidecar_key(piece.name), sink.getvalue().to_pybytes())
+                self._write(sidecar_key(piece.name), sink.getvalue().to_pybytes())
                 self.shards.append((piece.name, mine[0]["row"], len(mine)))
             start += piece.rows
 
-    def _create(self, key: str, data: bytes) -> None:
-        """Creates an object in the background, a bounded number at once."""
+    def _write(self, key: str, data: bytes) -> None:
+        """Writes an object in the background, a bounded number at once."""
         while len(self.writes) >= 2 * REQUESTS:
             self.writes.popleft().result()
-        self.writes.append(self.pool.submit(self.objects.create, key, data))
+        self.writes.append(self.pool.submit(self.write, key, data))
 
     def close(self) -> None:
         """Waits for what is being written; then `prepared.json` may be."""
@@ -283,10 +287,10 @@ def _ignored_line(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Parquet:
-    """MANIFEST lines as Parquet objects of bounded length, or (without `objects`) as one."""
+    """MANIFEST lines as Parquet objects of bounded length, or (without `write`) as one."""
 
-    def __init__(self, objects: Objects | None, stem: str | None):
-        self.objects, self.stem = objects, stem
+    def __init__(self, write: Callable[[str, bytes], Any] | None, stem: str | None):
+        self.write, self.stem = write, stem
         self.lines: list[dict[str, Any]] = []
         self.number, self.written = 0, 0
         self._open()
@@ -301,7 +305,7 @@ class _Parquet:
             self.lines.append(line)
             if len(self.lines) >= 8192:
                 self._flush()
-                if self.objects is not None and self.written >= PART_ROWS:
+                if self.write is not None and self.written >= PART_ROWS:
                     self.close()
                     self._open()
 
@@ -320,5 +324,5 @@ class _Parquet:
         """Uploads the part, if it has lines."""
         data = self.finish()
         if self.written:
-            self.objects.create(f"{self.stem}-{self.number:05d}.parquet", data)
+            self.write(f"{self.stem}-{self.number:05d}.parquet", data)
             self.number += 1

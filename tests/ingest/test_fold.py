@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.ingest.labels import Levels, folders, split_of
 from pipeline.ingest.spill import digest
+from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.run import ImageIngest, LabelRule, SplitRule
 from tests.ingest.tools import (
@@ -193,3 +194,23 @@ def test_sizes_differ_by_resolution_only_when_asked(local):
     assert all(size is not None for size in table["source_height"].to_pylist())
     assert {len(p) for p in table["pixels"].to_pylist()} == {4 * 4 * 3}
     assert np.unpackbits(np.frombuffer(table["held_out"][0].as_py(), np.uint8)).sum() == 1
+
+
+def test_a_fold_that_did_not_end_leaves_no_old_row_numbers(local):
+    data, prepared = local("data"), local("p")
+    names = [f"{i}.png" for i in range(20)]
+    before = sorted(names, key=lambda n: (digest(n), n))
+    put(data, pictures(names))
+    run_ingest(images(data), prepared)
+    objects = open_objects(prepared)
+    objects.delete("prepared.json")  # it ended just before
+    objects.put("units/00000000/0000.arrow", b"damaged")
+    with pytest.raises(RuntimeError, match="not committed"):
+        run_ingest(images(data), prepared)
+    put(data, {before[0]: b"changed since it was listed"})
+    done = run_ingest(images(data), prepared)
+    table = done.rows(0, done.meta.rows, columns=[])
+    assert table["sample_id"].to_pylist() == before[1:]
+    assert table["row"].to_pylist() == list(range(19))
+    assert lines(done)[before[0]]["code"] == "INPUT_CHANGED"
+    assert lines(done)[before[5]]["row"] == 4
