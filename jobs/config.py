@@ -240,6 +240,8 @@ def _method_problems(tree: Tree, method: Any, kind: Any) -> list[str]:
 
 def _combinations(tree: Tree, run: Run) -> list[str]:
     """Keys that are right alone and wrong together."""
+    from pipeline import methods
+
     problems = []
     for path, location in locations(run):
         parts = urlsplit(location.url)
@@ -278,6 +280,20 @@ def _combinations(tree: Tree, run: Run) -> list[str]:
         problems.append(
             f"{tree.place(('train', 'workers'))}: train.workers: {run.train.workers} workers need "
             "Ray, which resources.workers=0 and memory:// exclude; set it to 1, or use a cluster"
+        )
+    per_sample = methods.load(run.method.name).STRATEGY == "per sample"
+    config = methods.configure(run.method.name, run.method.preset, run.method.settings())
+    alone = per_sample and getattr(config, "start", "own") != "common"  # a start can be shared
+    if alone and run.method.shared_from is not None:
+        problems.append(
+            f"{tree.place(('method', 'shared_from'))}: method.shared_from: has no effect with "
+            f"'{run.method.name}', whose samples share no parameters; remove it"
+        )
+    if run.fit.trained_rows == "keep" and (per_sample or run.method.shared_from is not None):
+        why = "method.shared_from" if run.method.shared_from else f"'{run.method.name}'"
+        problems.append(
+            f"{tree.place(('fit', 'trained_rows'))}: fit.trained_rows: keep has no effect with "
+            f"{why}: nothing is trained; remove it"
         )
     if run.resources.workers == 0 and run.resources.address is not None:
         problems.append(

@@ -242,6 +242,8 @@ def test_dumped_run_is_a_run_file(write):
         ("store=s3://bucket/", "a store needs a name in its bucket"),
         ("dataset.url=s3://bucket/my-run.zarr/images", "lies in the store"),
         ("prepared=s3://bucket/my-run.zarr/prepared/", "lies in the store"),
+        ("fit.trained_rows=keep", "has no effect with 'siren': nothing is trained"),
+        ("method.shared_from=s3://bucket/other.zarr", "has no effect with 'siren'"),
         ("dataset.url=http:///a.tar", "names no server"),
     ],
 )
