@@ -148,7 +148,11 @@ def _verify(verb: argparse.ArgumentParser) -> None:
     _store(verb)
     verb.add_argument("--full", action="store_true", help="read all bytes")
     verb.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="with --full: Ray workers; 0 = none"
+        "--workers",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="with --full: Ray workers; without it none",
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from jobs import text
 from jobs.config import load_run
@@ -197,16 +198,12 @@ def target_of(arguments: argparse.Namespace) -> tuple[Location, Run | None]:
         return run.store, run
     if "://" not in name:
         name = os.path.abspath(os.path.expanduser(name))
-    return (
-        Location(
-            url=name,
-            endpoint=arguments.endpoint,
-            region=arguments.region,
-            profile=arguments.profile,
-            anonymous=arguments.anonymous,
-        ),
-        None,
-    )
+    keys = ("endpoint", "region", "profile", "anonymous")
+    try:
+        return Location(url=name, **{key: getattr(arguments, key) for key in keys}), None
+    except ValidationError as error:
+        why = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{arguments.target}: {why}") from None
 
 
 def do_status(arguments: argparse.Namespace) -> int:

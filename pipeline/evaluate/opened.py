@@ -173,6 +173,11 @@ class OpenedStore:
         """Named quantities `[p, ...]` of a row at coordinates; `spec.coords` says in which."""
         bound, read = self.bound(row), self.method.field.read
         coords = torch.as_tensor(coords, dtype=torch.float32, device=self.device)
+        if coords.ndim != 2 or coords.shape[1] != self.dims:
+            raise ValueError(
+                f"coordinates of shape {list(coords.shape)}: '{self.plan.name}' wants "
+                f"[points, {self.dims}]"
+            )
         chunk = chunk or (2**13 if self.device.type == "cpu" else 2**18)
         with torch.no_grad():
             parts = [read(bound, part[None]) for part in coords.split(chunk)]

@@ -66,6 +66,13 @@ def test_a_picture_comes_back_with_the_quality_that_is_written(pictures):
     assert store.render(0, (5, 50)).color.shape == (5, 50, 3)
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1), (2,), (1, 4, 2)])
+def test_coordinates_of_another_number_of_axes_are_refused(pictures, shape):
+    store = pictures.open()
+    with pytest.raises(ValueError, match=r"wants \[points, 2\]"):
+        store.values(1, np.zeros(shape))
+
+
 def test_values_do_not_depend_on_chunks(pictures):
     store = pictures.open()
     coords = pixel_coords(7, 9)

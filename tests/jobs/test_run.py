@@ -273,6 +273,9 @@ def test_bad_configuration_starts_nothing(tmp_path, capsys):
     assert main(["run", path, "--limit", "0"]) == 2
     assert main(["rnu", path]) == 2
     assert main(["verify", path, "key=value"]) == 2
+    assert main(["verify", "ftp://host/store.zarr"]) == 2
+    assert main(["export", "s3:///store.zarr", "--sample", "a", "--to", "a.png"]) == 2
+    assert main(["verify", path, "--full", "--workers", "-2"]) == 2
     assert main([]) == 2
     assert not (tmp_path / "out").exists()
 
