@@ -68,10 +68,6 @@ class Location(Schema):
         """The location `suffix` below this one, with the same endpoint and profile."""
         return Location(**{**self.location_fields(), "url": self.url.rstrip("/") + "/" + suffix})
 
-    def beside(self, suffix: str) -> Location:
-        """The location whose URL is this one's with `suffix` appended to its last name."""
-        return Location(**{**self.location_fields(), "url": self.url.rstrip("/") + suffix})
-
     def location_fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in Location.model_fields}
 
