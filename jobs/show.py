@@ -104,16 +104,17 @@ def plan_lines(run: Run) -> Iterator[str]:
         yield from label_lines(meta.labels)
         rows = meta.rows if run.limit is None else min(meta.rows, run.limit)
     else:
-        counts, labels, ignored = listed(run)
-        rows = counts
-        yield f"not prepared yet; the listing has {counts} samples to read"
+        rows, tars, labels, ignored = listed(run)
+        more = f" and {tars} tar files, whose members are counted as they are read" if tars else ""
+        yield f"not prepared yet; the listing has {rows} samples to read{more}"
         if ignored:
             yield f"  ignored: {text.counts(ignored)}"
         yield from label_lines(labels)
     plan = stores.load_plan(open_existing(run.store)) if exists(run.store) else None
     if plan is None:
         taken = rows if run.limit is None else min(rows, run.limit)
-        yield f"store: to be made, for up to {taken} rows"
+        many = " and those of the tar files" if meta is None and tars else ""
+        yield f"store: to be made, for up to {taken} rows{many}"
         return
     yield f"store: {plan.rows} rows in {plan.units} units of {plan.unit_rows}"
     if plan.fit_identity != run.stage_identity("fit"):
@@ -136,10 +137,10 @@ def label_lines(labels: dict[str, int], most: int = 30) -> Iterator[str]:
         yield f"    ... and {len(ranked) - most} more"
 
 
-def listed(run: Run) -> tuple[int, dict[str, int], dict[str, int]]:
-    """Samples, samples by label, ignored files by suffix: of a listing that is not kept.
+def listed(run: Run) -> tuple[int, int, dict[str, int], dict[str, int]]:
+    """Samples, tar files, samples by label, ignored files by suffix: of a listing that is not kept.
 
-    A container counts as one sample here: its members are known once it is read.
+    A tar file's members are known once it is read; those of other containers are counted here.
     """
     from pipeline.ingest import listing, segments
     from pipeline.ingest.labels import Labeler, Levels
@@ -147,16 +148,20 @@ def listed(run: Run) -> tuple[int, dict[str, int], dict[str, int]]:
     scratch = open_objects(Location(url=f"memory://plan-{os.getpid()}-{id(run)}/"))
     listing.write_listing(run.dataset, run.ingest, scratch)
     (segment,) = segments.read_segments(scratch)
-    levels, names = Levels(), []
+    levels, names, tars = Levels(), [], 0
     for unit in range(segment.units):
         for entry in segments.read_entries(scratch, unit):
-            names.append((entry["sample_id"], entry["label"]))
+            if entry["stop"] < 0:
+                tars += 1
+                continue
+            names.append((entry["sample_id"], entry["label"], entry["stop"] - entry["start"]))
             if entry["label"] is None:
                 levels.see(entry["sample_id"])
-    labeler = Labeler(run.dataset.label, levels.shallowest())
-    found = Counter(labeler.label(name, given) for name, given in names)
+    labeler, found = Labeler(run.dataset.label, levels.shallowest()), Counter()
+    for name, given, samples in names:
+        found[labeler.label(name, given)] += samples
     found.pop(None, None)
-    return len(names), dict(found), segment.kinds
+    return sum(samples for *_, samples in names), tars, dict(found), segment.kinds
 
 
 def prepared_meta(run: Run) -> Any:

@@ -13,6 +13,7 @@ from pipeline.ingest.kinds import container_type, is_chosen, is_hidden, sample_s
 from pipeline.ingest.labels import read_labels
 from pipeline.ingest.records import committed_units
 from pipeline.ingest.segments import (
+    CLAIM,
     Segment,
     claim_location,
     read_ignored,
@@ -54,7 +55,23 @@ def write_listing(
         NothingUsable: no listed file can be a sample.
         FileNotFoundError, RuntimeError: the dataset cannot be listed.
     """
-    claim_location(prepared, ingest_keys(dataset, ingest))
+    made = claim_location(prepared, ingest_keys(dataset, ingest))
+    try:
+        return _write_listing(dataset, ingest, prepared, page, update, limit)
+    except Exception:
+        if made and not read_segments(prepared):  # a mistyped URL does not keep the location
+            prepared.delete(CLAIM)
+        raise
+
+
+def _write_listing(
+    dataset: Dataset,
+    ingest: CommonIngest,
+    prepared: Objects,
+    page: int,
+    update: bool,
+    limit: int | None,
+) -> int:
     segments = read_segments(prepared)
     cut = segments[0].limit if segments else None
     if cut is not None and (update or limit is None or limit > cut):

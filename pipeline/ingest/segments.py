@@ -42,14 +42,22 @@ class Segment(Schema):
     """A pilot's listing: cut after enough samples for this many rows."""
 
 
-def claim_location(prepared: Objects, keys: dict[str, Any]) -> None:
-    """Makes the prepared location this dataset's own; one of another identity is refused."""
-    text = json.dumps(keys, sort_keys=True).encode()
+CLAIM = "ingest.json"
+"""Whose a prepared location is."""
+
+
+def claim_location(prepared: Objects, keys: dict[str, Any]) -> bool:
+    """Makes the prepared location this dataset's own; one of another identity is refused.
+
+    Returns:
+        Whether this call made it so.
+    """
+    text, made = json.dumps(keys, sort_keys=True).encode(), False
     try:
-        there = json.loads(prepared.get("ingest.json"))
+        there = json.loads(prepared.get(CLAIM))
     except FileNotFoundError:
-        prepared.create("ingest.json", text)
-        there = json.loads(prepared.get("ingest.json"))
+        made = prepared.create(CLAIM, text)
+        there = json.loads(prepared.get(CLAIM))
     old, new = _flat(there), _flat(json.loads(text))
     differing = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
     if differing:
@@ -61,6 +69,7 @@ def claim_location(prepared: Objects, keys: dict[str, Any]) -> None:
             f"{prepared.location.url} was prepared with other keys ({named}); "
             "set 'prepared' to another URL, or restore these keys"
         )
+    return made
 
 
 def read_segments(prepared: Objects) -> list[Segment]:

@@ -139,6 +139,17 @@ def test_two_datasets_of_one_bucket_do_not_mix(anywhere):
     assert first.meta.fingerprint != second.meta.fingerprint
 
 
+def test_a_mistyped_dataset_does_not_keep_the_prepared_location(anywhere):
+    empty, data, prepared = anywhere("typo/empty"), anywhere("right"), anywhere("out.prepared")
+    put(empty, {"notes.txt": b"no picture"})
+    put(data, {"a.png": PNG})
+    with pytest.raises(NothingUsable):
+        write_listing(images(empty), SMALL, open_objects(prepared))
+    assert run_ingest(images(data), prepared).meta.rows == 1
+    with pytest.raises(ValueError, match="prepared with other keys"):
+        write_listing(images(empty), SMALL, open_objects(prepared))
+
+
 def test_stores_and_prepared_data_inside_the_dataset_are_left_out(anywhere):
     data = anywhere("data")
     put(data, {"a.png": PNG, "old.zarr/c/0.png": PNG, "x.prepared/y.png": PNG})

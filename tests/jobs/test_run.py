@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -263,6 +264,14 @@ def test_retry_needs_to_know_which_rows(copied, capsys):
 
 
 # --- exit codes -------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_is_in_containers(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures")
+    np.save(tmp_path / "pictures" / "many.npy", np.zeros((600, 4, 4, 3), np.uint8))
+    path = write_run(tmp_path)
+    assert main(["plan", path]) == 0
+    assert "613 samples to read" in capsys.readouterr().out
 
 
 def test_bad_configuration_starts_nothing(tmp_path, capsys):
