@@ -262,9 +262,11 @@ def _taken(count: int, wanted: int, most: int | None) -> int:
 
 
 def _decode_color(stored: Tensor) -> Float[Tensor, "..."]:
+    """Colors in [0, 1]; divided, so that 8 bits beside a 16-bit sample (times 257) come out the
+    same to the last bit as alone."""
     if stored.dtype == torch.uint8:
-        return stored.to(torch.float32).mul_(1 / 255)
-    return stored.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32).mul_(1 / 65535)
+        return stored.to(torch.float32).div_(255)
+    return stored.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32).div_(65535)
 
 
 def _decode_coords(stored: Tensor) -> Float[Tensor, "..."]:

@@ -35,6 +35,19 @@ def test_context_and_query_split_the_pixels_and_carry_their_values(dtype):
         assert torch.cat(seen).sort().values.equal(torch.arange(126))
 
 
+def test_an_8_bit_picture_is_the_same_beside_a_16_bit_one():
+    import pyarrow as pa
+
+    lone, deep = picture_table([(32, 32)]), picture_table([(32, 32)] * 2, dtype="uint16")
+    alone = load_samples(lone, "images")
+    beside = load_samples(pa.concat_tables([lone, deep.slice(1)]), "images")
+    index = torch.tensor([0])
+    one = alone.draw(index, "context", Size(), at(alone, index)).grid
+    two = beside.draw(index, "context", Size(), at(beside, index)).grid
+    assert one.coords.equal(two.coords)
+    assert one.color.equal(two.color)
+
+
 def test_held_out_points_are_drawn_as_query_only():
     samples = load_samples(box_table(3, points=500, held=100), "shapes")
     index = torch.arange(3)
