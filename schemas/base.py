@@ -53,7 +53,7 @@ class Location(Schema):
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES:
             raise ValueError(f"scheme '{parts.scheme}' is not one of {', '.join(SCHEMES)}")
-        if parts.password is not None or (parts.username and parts.scheme == "s3"):
+        if parts.password is not None or parts.username:
             raise ValueError("keys must not stand in a URL; set AWS_ACCESS_KEY_ID and so on")
         if parts.scheme in ("s3", "http", "https") and not parts.netloc:
             what = "bucket" if parts.scheme == "s3" else "server"

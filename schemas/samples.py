@@ -37,6 +37,7 @@ class Code(StrEnum):
     NAN_LOSS = "NAN_LOSS"
     BUDGET = "BUDGET"
     OOM = "OOM"
+    FIT_ERROR = "FIT_ERROR"
 
 
 class RejectedSample(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 import uuid
 from collections import Counter
 from functools import cached_property
@@ -16,8 +17,9 @@ from pipeline import store as stores
 from pipeline.stages.common import build_method, peak_bytes, prepared_of
 from pipeline.stages.plan import source_columns
 from pipeline.stages.train import TrainFiles, needs_training
-from pipeline.storage import open_objects
+from pipeline.storage import StorageError, open_objects
 from schemas.run import Run
+from schemas.samples import Code
 from schemas.store import USABLE, RowStatus, unit_columns
 
 RETRY_STRIDE = 1_000_003
@@ -127,12 +129,45 @@ class Fitter:
         return pa.concat_tables(parts) if parts else None
 
     def compute(self, table: pa.Table, size: int, seed: int) -> tuple[Any, dict[str, Any]]:
-        """Fits and measures samples, padded to `size` rows; nothing is written."""
+        """Fits and measures samples, padded to `size` rows; nothing is written.
+
+        If they cannot be fitted together, each is tried by itself, and the ones that raise become
+        FAILED rows. When all of them raise it is no sample's fault, and the error goes on.
+        """
+        traces: list[str] = []
+        try:
+            arrays, columns = self.fit_samples(table, seed)
+        except (MemoryError, StorageError):
+            raise
+        except Exception as error:
+            arrays, columns, traces = self.one_by_one(table, seed, error)
+        bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
+        arrays = {name: padded(value, size) for name, value in arrays.items()}
+        for value in arrays.values():
+            if np.issubdtype(value.dtype, np.floating):
+                value[: len(bad)][bad] = np.nan
+        result = stores.UnitResult(
+            arrays=arrays,
+            columns=padded_columns(columns, unit_columns(self.plan.columns), size),
+            traceback="\n".join(traces) or None,
+        )
+        counts = dict(Counter(RowStatus(s).name.lower() for s in columns["status"]))
+        return result, {"rows": counts, "steps": int(sum(columns["steps"]))}
+
+    def fit_samples(self, table: pa.Table, seed: int) -> tuple[dict[str, Any], dict[str, list]]:
+        """Arrays and columns of samples that are fitted side by side."""
         from pipeline import fitting
         from pipeline.evaluate.metrics import cheap_metrics, measure
         from pipeline.samples import load_samples
 
-        samples = load_samples(table, self.prepared.meta.kind, self.device)
+        kind = self.prepared.meta.kind
+        samples = load_samples(table, kind, self.device)
+        wanted = self.method.field.form.channels
+        if samples.form.channels != wanted:
+            raise ValueError(
+                f"has {samples.form.channels} channels, the first samples {wanted}; "
+                "set ingest.color to rgb or gray"
+            )
         fitted = fitting.fit_rows(
             self.method,
             self.shared,
@@ -144,38 +179,64 @@ class Fitter:
             fused=self.plan.fused,
             kept={i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept},
         )
-        kind = self.prepared.meta.kind
         metrics = measure(kind, self.method, self.shared, fitted.rows, samples, table)
         columns = {
-            "sample_id": table["sample_id"].to_pylist(),
-            "label": [label or "" for label in table["label"].to_pylist()],
-            "split": table["split"].to_pylist(),
+            **self.known_columns(table),
             "status": [int(status) for status in fitted.status],
             "code": [str(code.value) for code in fitted.code],
             "message": list(fitted.message),
             "steps": fitted.steps.tolist(),
             "loss": fitted.loss.tolist(),
-            "copy": [0] * len(samples),
-            "origin": ["trained" if r in self.kept else "inferred" for r in samples.rows],
-            **source_columns(kind, table),
             **{spec.name: metrics[spec.name].tolist() for spec in cheap_metrics(kind)},
         }
-        schema = unit_columns(self.plan.columns)
-        arrays = {
-            name: padded(value, size)
-            for name, value in fitting.pack(self.method, fitted.rows).items()
+        return fitting.pack(self.method, fitted.rows), columns
+
+    def known_columns(self, table: pa.Table) -> dict[str, list]:
+        """What is known of samples before they are fitted."""
+        rows = table["row"].to_pylist()
+        return {
+            "sample_id": table["sample_id"].to_pylist(),
+            "label": [label or "" for label in table["label"].to_pylist()],
+            "split": table["split"].to_pylist(),
+            "copy": [0] * len(rows),
+            "origin": ["trained" if row in self.kept else "inferred" for row in rows],
+            **source_columns(self.prepared.meta.kind, table),
         }
-        bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
-        for value in arrays.values():
-            if np.issubdtype(value.dtype, np.floating):
-                value[: len(samples)][bad] = np.nan
-        result = stores.UnitResult(
-            arrays=arrays,
-            columns=padded_columns(columns, schema, size),
-            traceback=None,
-        )
-        counts = dict(Counter(RowStatus(s).name.lower() for s in columns["status"]))
-        return result, {"rows": counts, "steps": int(sum(columns["steps"]))}
+
+    def one_by_one(
+        self, table: pa.Table, seed: int, error: Exception
+    ) -> tuple[dict[str, Any], dict[str, list], list[str]]:
+        """As `fit_samples`, each by itself; those that raise are FAILED, with their traceback."""
+        from pipeline.evaluate.metrics import cheap_metrics
+
+        parts, traces = [], []
+        names = [spec.name for spec in cheap_metrics(self.prepared.meta.kind)]
+        shapes = {spec.name: spec for spec in self.plan.arrays if spec.rows}
+        for i in range(table.num_rows):
+            line = table.slice(i, 1)
+            try:
+                parts.append(self.fit_samples(line, seed))
+            except (MemoryError, StorageError):
+                raise
+            except Exception as own:
+                sample = line["sample_id"][0].as_py()
+                traces.append(f"{sample}\n{traceback.format_exc()}")
+                columns = {
+                    **self.known_columns(line),
+                    "status": [int(RowStatus.FAILED)],
+                    "code": [Code.FIT_ERROR.value],
+                    "message": [f"{type(own).__name__}: {own}"],
+                    "steps": [0],
+                    "loss": [float("nan")],
+                    **{name: [float("nan")] for name in names},
+                }
+                lost = {k: np.zeros((1, *s.shape), s.dtype) for k, s in shapes.items()}
+                parts.append((lost, columns))
+        if len(traces) == table.num_rows:
+            raise error
+        arrays = {k: np.concatenate([part[k] for part, _ in parts]) for k in shapes}
+        columns = {k: [v for _, part in parts for v in part[k]] for k in parts[0][1]}
+        return arrays, columns, traces
 
 
 def padded(values: np.ndarray, size: int) -> np.ndarray:
