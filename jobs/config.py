@@ -22,6 +22,7 @@ def load_run(
     *,
     limit: int | None = None,
     folder: str | None = None,
+    ingest_only: bool = False,
 ) -> Run:
     """The run of a YAML file with `key.path=value` overrides; raises ConfigError.
 
@@ -30,6 +31,7 @@ def load_run(
         overrides: `key.path=value`, values in YAML.
         limit: Take only so many samples, into a store of its own.
         folder: What relative paths are relative to; the current directory when absent.
+        ingest_only: The method may be one that cannot fit this kind of sample.
     """
     tree = read_tree(path)
     problems: list[str] = []
@@ -40,7 +42,7 @@ def load_run(
             problems += error.problems
     if limit is not None:
         _pilot(tree, limit, overrides)
-    problems += check_tree(tree)
+    problems += check_tree(tree, ingest_only=ingest_only)
     if problems:
         raise ConfigError(problems)
     return absolute(complete(Run.model_validate(tree.values)), folder or os.getcwd())
@@ -74,7 +76,7 @@ def _pilot(tree: Tree, limit: int, overrides: Sequence[str]) -> None:
         tree.values["prepared"] = {**prepared, "url": url} if isinstance(prepared, dict) else url
 
 
-def check_tree(tree: Tree) -> list[str]:
+def check_tree(tree: Tree, *, ingest_only: bool = False) -> list[str]:
     """One line for everything that is wrong with the values."""
     problems = [_unknown(tree, path, model) for path, model in _unknown_keys(tree.values, Run, ())]
     values = _without_unknown(tree.values, Run)
@@ -94,7 +96,7 @@ def check_tree(tree: Tree) -> list[str]:
         problems += _model_errors(tree, ingest, given, ("ingest",))
     values["ingest"] = (ingest or INGEST["images"])()
     problems += _model_errors(tree, Run, values, ())
-    problems += _method_problems(tree, values.get("method"), kind)
+    problems += _method_problems(tree, values.get("method"), None if ingest_only else kind)
     return problems or _combinations(tree, Run.model_validate(values))
 
 

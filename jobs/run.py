@@ -51,7 +51,10 @@ def do_report(arguments: argparse.Namespace) -> int:
 def run_of(arguments: argparse.Namespace) -> Run:
     """The run of a verb's arguments."""
     return load_run(
-        arguments.run_file, arguments.overrides, limit=getattr(arguments, "limit", None)
+        arguments.run_file,
+        arguments.overrides,
+        limit=getattr(arguments, "limit", None),
+        ingest_only=arguments.verb == "ingest",
     )
 
 

@@ -388,3 +388,21 @@ def test_reader_that_goes_away_is_no_bug(finished):
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     assert "bug" not in done.stderr
+
+
+def test_point_clouds_are_prepared_though_no_method_fits_them_yet(tmp_path, capsys):
+    import numpy as np
+
+    clouds = tmp_path / "clouds"
+    clouds.mkdir()
+    points = np.random.default_rng(0).normal(size=(400, 6))
+    points[:, 3:] /= np.linalg.norm(points[:, 3:], axis=1, keepdims=True)
+    np.savetxt(clouds / "with normals.xyz", points)
+    np.savez(clouds / "without.npz", points=points[:, :3])
+    (clouds / "broken.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 9\n")
+    changes = {"dataset": {"url": str(clouds), "kind": "points"}, "ingest": {"surface": 200}}
+    path = write_run(tmp_path, **changes)
+    assert main(["run", path]) == 2
+    assert "fits images, not points" in capsys.readouterr().err
+    assert main(["ingest", path]) == 0
+    assert "prepared: 2 samples (2 accepted, 1 rejected)" in capsys.readouterr().out
