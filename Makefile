@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint faults bench clean
+.PHONY: demo test lint methods faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fieldmill demo
@@ -16,6 +16,10 @@ test: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Every method on held-out data beside its control, three seeds; writes the table.
+methods: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.methods --write $(ARGS)
 
 # The crash, race and fault tests, over and over.
 RUNS ?= 10

@@ -1,6 +1,6 @@
 """Runs the acceptance of the methods over several seeds and writes `results/methods.md`.
 
-    python -m benchmarks.methods [NAME ...] [--seeds 3] [--write]
+python -m benchmarks.methods [NAME ...] [--seeds 3] [--write]
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ import time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-HEAD = """\
+COLUMNS = (
+    "method",
+    "data",
+    "metric",
+    "ours: worst (mean)",
+    "control: best (mean)",
+    "control lacks",
+    "paper's claim, reproduced in kind",
+    "s",
+)
+HEAD = f"""\
 # What each method does on held-out data
 
 One command writes this table: `python -m benchmarks.methods --write` (`make methods`). "Ours" and
-"control" are the worst and the mean of the seeds; the control is the same run with one part removed.
-Seconds are wall time of both together, one thread.
+"control" are the worst and the mean of the seeds; the control is the same run with one part
+removed. Seconds are wall time of both together, one thread.
 
-| method | data | metric | ours: worst (mean) | control: best (mean) | control lacks | paper's claim, reproduced in kind | s |
-| --- | --- | --- | --- | --- | --- | --- | --- |
+| {" | ".join(COLUMNS)} |
+|{" --- |" * len(COLUMNS)}
 """
 
 

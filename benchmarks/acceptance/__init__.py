@@ -1,8 +1,8 @@
 """Acceptance of every method: held-out figures of ours beside a twin without its decisive part.
 
 One module a method, named as in `pipeline/methods/`. It says what it shows (`DATA`, `METRIC`,
-`CONTROL`, `CLAIM`), computes it (`run`), and holds the gate (`check`). The test suite runs each with
-one seed; `python -m benchmarks.methods` with several, and writes the table.
+`CONTROL`, `CLAIM`), computes it (`run`), and holds the gate (`check`). The test suite runs each
+with one seed; `python -m benchmarks.methods` with several, and writes the table.
 """
 
 from __future__ import annotations
