@@ -1,15 +1,8 @@
 """Finding parameters: method types, phases, lanes, training of what is shared."""
 
 from pipeline.fitting.describe import describe
-from pipeline.fitting.fit import (
-    NUMERICS,
-    Fitted,
-    choose_path,
-    default_lanes,
-    estimate_seconds,
-    fit_rows,
-    fit_units,
-)
+from pipeline.fitting.fit import fit_rows, fit_units
+from pipeline.fitting.paths import NUMERICS, choose_path, default_lanes, estimate_seconds
 from pipeline.fitting.rows import (
     bindable,
     pack,
@@ -21,6 +14,7 @@ from pipeline.fitting.rows import (
     unpack_shared,
 )
 from pipeline.fitting.train import Trained, train
+from pipeline.fitting.units import Fitted
 
 __all__ = [
     "NUMERICS",

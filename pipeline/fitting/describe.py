@@ -7,8 +7,8 @@ import platform
 import numpy as np
 import torch
 
-from pipeline.fitting.fit import NUMERICS
 from pipeline.fitting.method import MetaLearned, Method, PerSample, row_names, shared_names
+from pipeline.fitting.paths import NUMERICS
 from schemas.store import FieldSpec
 
 

@@ -37,8 +37,10 @@ class Request:
     index: int
     rows: Tensors
     """Where it starts, without the sample axis."""
-    unit: int = 0
-    """Told back with the outcome: which unit the row belongs to."""
+    key: Int[Tensor, ""]
+    """Of its draws in this phase."""
+    unit: object = None
+    """Told back with the outcome: what the row belongs to."""
     factor: float = 1.0
     note: str = ""
     """What happened at an earlier try."""
@@ -105,9 +107,11 @@ def row_groups(method: Method, phase: Phase) -> list[Group]:
 
 
 class Lanes:
-    """One phase of a method over a fixed number of lanes, for samples of one shape class.
+    """One phase of a method over at most `lanes` lanes, for samples of one shape class.
 
-    `full`: every step sees all of a sample, so its data is decoded once.
+    `full`: every step sees all of a sample, so its data is decoded once. Where the lanes may differ
+    in number from step to step (eager code on CPUs), there are as many as there are rows, and no
+    lane idles; elsewhere empty ones are computed and ignored.
     """
 
     def __init__(
@@ -117,49 +121,63 @@ class Lanes:
         shared: Tensors,
         *,
         lanes: int,
-        seed: int,
-        stage: str,
         full: bool,
         compiled: bool = False,
     ):
         if lanes < 2:
             raise ValueError(f"lanes: {lanes}, must be at least 2")
         self.method, self.phase, self.shared = method, phase, shared
-        self.lanes, self.seed, self.stage, self.full = lanes, seed, stage, full
+        self.lanes, self.full = lanes, full
         self.groups = row_groups(method, phase)
         self.compiled = compiled
         self.advance = compiled_step(self._advance) if compiled else self._advance
+        self.computed = self.used = 0
+        """Lane-steps that were computed, and those of them that moved or judged a row."""
 
-    def run(self, first: Request, following: Callable[[], Request | None]) -> Iterator[Outcome]:
-        """Fits rows until `following` has no more; yields them as they leave their lanes."""
-        device = first.samples.device
-        state = self._empty(device)
-        held: list[Request | None] = [None] * self.lanes
-        again: deque[Request] = deque([first])
-        fixed: Batch | None = None
-        check = 1 if device.type == "cpu" else 8
+    def run(self, following: Callable[[], Request | None]) -> Iterator[Outcome]:
+        """Fits rows as long as `following` has one when a lane is free; yields them as they leave.
+
+        `following` is asked again at every step while lanes are free.
+        """
+        held: list[Request | None] = []
+        again: deque[Request] = deque()
+        state = fixed = None
         while True:
-            free = [lane for lane, request in enumerate(held) if request is None]
-            filled = []
-            for lane in free:
+            room = self.lanes - sum(request is not None for request in held)
+            new: list[Request] = []
+            while len(new) < room:
                 request = again.popleft() if again else following()
                 if request is None:
                     break
-                held[lane] = request
-                filled.append(lane)
-            if all(request is None for request in held):
+                new.append(request)
+            if not new and all(request is None for request in held):
                 return
+            some = new[0] if new else next(r for r in held if r is not None)
+            device = some.samples.device
+            source = self._places(held, len(new), elastic=device.type == "cpu")
+            if state is None:
+                state = self._empty(device, len(source))
+            elif source != list(range(len(held))):
+                at = torch.tensor([max(lane, 0) for lane in source], device=device)
+                state, fixed = _lanes_at(state, at), None if fixed is None else _taken(fixed, at)
+            held = [held[lane] if lane >= 0 else None for lane in source]
+            free = [lane for lane, request in enumerate(held) if request is None]
+            filled = free[: len(new)]
+            for lane, request in zip(filled, new):
+                held[lane] = request
             if filled:
-                state = self._fill(state, filled, [held[lane] for lane in filled])
+                state = self._fill(state, filled, new)
                 if self.full:
                     fixed = self._refresh(fixed, filled, held, state)
-                keys = self._keys(held, state.step)
-            for _ in range(check):
+            keys = torch.stack([(request or some).key for request in held]).to(device)
+            for _ in range(1 if device.type == "cpu" else 8):
                 draw = Draw(keys, state.step)
                 batch = fixed if fixed is not None else self._draw(held, draw)
                 state = self.advance(state, batch, draw)
                 if self.phase.edits:
                     state = self._edit(state, batch, draw)
+                self.computed += len(held)
+                self.used += sum(request is not None for request in held)
             for lane, reason in enumerate(state.reason.tolist()):
                 if reason == RUNNING or held[lane] is None:
                     continue
@@ -171,8 +189,17 @@ class Lanes:
                 else:
                     yield outcome
 
-    def _empty(self, device: torch.device) -> State:
-        n = self.lanes
+    def _places(self, held: list[Request | None], new: int, *, elastic: bool) -> list[int]:
+        """The lanes of the next step by where each comes from; -1: from nowhere."""
+        live = [lane for lane, request in enumerate(held) if request is not None]
+        if self.compiled or not elastic:
+            return [*range(len(held)), *[-1] * (self.lanes - len(held))]
+        wanted = max(2, len(live) + new)
+        spare = [lane for lane in range(len(held)) if held[lane] is None]
+        kept = sorted([*live, *spare[: wanted - len(live)]])
+        return [*kept, *[-1] * (wanted - len(kept))]
+
+    def _empty(self, device: torch.device, n: int) -> State:
         flats = [torch.zeros(n, g.layout.width, device=device) for g in self.groups]
         return State(
             flats=flats,
@@ -211,17 +238,11 @@ class Lanes:
             loss=put(state.loss, float("nan")),
         )
 
-    def _keys(self, held: list[Request | None], step: Tensor) -> Int[Tensor, "n"]:
-        some = next(request for request in held if request is not None)
-        keys = [r or some for r in held]
-        keys = torch.stack([r.samples.keys[r.index] for r in keys])
-        return Draw.of(keys, seed=self.seed, stage=self.stage).keys.to(step.device)
-
     def _draw(self, held: list[Request | None], draw: Draw, only: list[int] | None = None) -> Batch:
         """A batch over the lanes; empty ones repeat a neighbor's sample, and are ignored."""
         some = next(request for request in held if request is not None)
         by_source: dict[int, tuple[Samples, list[int], list[int]]] = {}
-        for place, lane in enumerate(range(self.lanes) if only is None else only):
+        for place, lane in enumerate(range(len(held)) if only is None else only):
             request = held[lane] or some
             source = by_source.setdefault(id(request.samples), (request.samples, [], []))
             source[1].append(place)
@@ -239,7 +260,7 @@ class Lanes:
         self, fixed: Batch | None, filled: list[int], held: list[Request | None], state: State
     ) -> Batch:
         """Replaces the data of newly filled lanes where every step sees all of a sample."""
-        only = list(range(self.lanes)) if fixed is None else filled
+        only = list(range(len(held))) if fixed is None else filled
         index = torch.tensor(only, device=state.step.device)
         draw = Draw(torch.zeros_like(index), torch.zeros_like(index))
         new = self._draw(held, draw, only)
@@ -372,6 +393,30 @@ class Lanes:
             return None
         note = f"loss not finite at step {outcome.steps} (last finite loss {outcome.loss:.4g})"
         return replace(outcome.request, factor=RETRY_FACTOR, note=note)
+
+
+def _lanes_at(state: State, at: Int[Tensor, "m"]) -> State:
+    """The state of these lanes."""
+    return State(
+        flats=[flat[at] for flat in state.flats],
+        moments=[[moment[at] for moment in group] for group in state.moments],
+        **{
+            name: getattr(state, name)[at]
+            for name in ("step", "reason", "factor", "watched", "loss")
+        },
+    )
+
+
+def _taken(batch: Batch, at: Int[Tensor, "m"]) -> Batch:
+    """The data of these lanes."""
+
+    def members(part: object | None) -> object | None:
+        if part is None:
+            return None
+        columns = {f.name: getattr(part, f.name) for f in fields(part)}
+        return replace(part, **{n: v if v is None else v[at] for n, v in columns.items()})
+
+    return Batch(**{f.name: members(getattr(batch, f.name)) for f in fields(batch)})
 
 
 def compiled_step(step: Callable) -> Callable:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from pipeline import methods
-from pipeline.fitting import fit_rows, start_shared
-from pipeline.fitting.fit import choose_path, fit_units
+from pipeline.fitting import choose_path, fit_rows, fit_units, start_shared
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Descend, Target
 from pipeline.fitting.optimizers import Adam

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numba
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.fitting.fused.network import Network, few, points_of
 from pipeline.fitting.fused.recognize import Recognized
 from pipeline.fitting.lanes import DIVERGED, RETRY_FACTOR, Outcome, Request
 from pipeline.fitting.schedules import schedule
+from pipeline.fitting.units import Unit
 from pipeline.objectives.photometric import ColorError
 from pipeline.samples import ALL, Samples, Size
 
@@ -31,11 +31,21 @@ def path_name() -> str:
     return f"fused by numba {numba.__version__}, vectors of {passes.LANES}"
 
 
+@dataclass(frozen=True)
+class Job:
+    """A row ready to be fitted."""
+
+    request: Request
+    data: tuple
+    """Its points, as `kernel.descend` reads them."""
+    key: np.uint64
+
+
 class Loop:
     """A method ready to be run by the compiled loop."""
 
-    def __init__(self, method: Recognized, seed: int):
-        self.method, self.seed = method, seed
+    def __init__(self, method: Recognized):
+        self.method = method
         self.network = Network(
             dims=method.dims,
             width=method.width,
@@ -59,40 +69,28 @@ class Loop:
         steps = torch.arange(method.phase.steps)
         self.rates = schedule(method.optimizer.rate)(steps).to(torch.float64).numpy()
 
-    def fit(
-        self,
-        samples: Samples,
-        index: list[int],
-        starts: Callable[[Int[Tensor, "m"]], Tensors],
-    ) -> Iterator[Outcome]:
-        """Fits the rows at `index`; `starts` gives the parameters that some of them begin with."""
+    def jobs(
+        self, unit: Unit, index: list[int], starts: Callable[[Int[Tensor, "m"]], Tensors]
+    ) -> Iterator[Job]:
+        """The rows at `index`, some decoded at a time; `starts` gives what they begin with."""
+        samples = unit.samples
         for part, data in self._chunks(samples, index):
             at = torch.tensor(part)
             rows = {name: value.numpy() for name, value in starts(at).items()}
-            draw = Draw.of(samples.keys[at], seed=self.seed, stage="fit/0")
-            keys = draw.keys.numpy().view(np.uint64)
-            requests = [
-                Request(samples, i, {n: torch.from_numpy(v[k]) for n, v in rows.items()})
-                for k, i in enumerate(part)
-            ]
-            yield from self._each(requests, data, keys)
+            keys = unit.keys(at, "fit/0")
+            words = keys.numpy().view(np.uint64)
+            for k, i in enumerate(part):
+                own = {n: torch.from_numpy(v[k]) for n, v in rows.items()}
+                yield Job(Request(samples, i, own, keys[k], unit), data[k], words[k])
 
-    def _each(self, requests: list[Request], data: list, keys: np.ndarray) -> Iterator[Outcome]:
-        """One row after another, or as many at a time as PyTorch may use threads."""
-        threads = min(torch.get_num_threads(), len(requests))
-        if threads == 1:
-            yield from map(self._tried, requests, data, keys)
-            return
-        with ThreadPoolExecutor(threads) as pool:  # the loop runs outside the interpreter's lock
-            yield from pool.map(self._tried, requests, data, keys)
-
-    def _tried(self, request: Request, data: tuple, key: np.uint64) -> Outcome:
+    def fit(self, job: Job) -> Outcome:
         """A row, once more at a lower rate if it diverges."""
-        outcome = self._one(request, data, key)
+        outcome = self._one(job.request, job.data, job.key)
         if outcome.reason != DIVERGED:
             return outcome
         note = f"loss not finite at step {outcome.steps} (last finite loss {outcome.loss:.4g})"
-        return self._one(replace(request, factor=RETRY_FACTOR, note=note), data, key)
+        again = replace(job.request, factor=RETRY_FACTOR, note=note)
+        return self._one(again, job.data, job.key)
 
     def _one(self, request: Request, data: tuple, key: np.uint64) -> Outcome:
         coords, wanted, sets, tags = data

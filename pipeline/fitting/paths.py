@@ -1,0 +1,66 @@
+"""Which way rows are fitted on a device, with how many lanes, and about how long that takes."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.fitting.method import Method
+from pipeline.samples import ALL
+
+NUMERICS = 1
+"""Raised by hand when a change of this package changes results."""
+CPU_POINTS = 16_384
+"""Points that the lanes of a CPU core take in one step: more of them spill its cache."""
+
+
+def choose_path(
+    method: Method, device: str | torch.device = "cpu", compiled: bool = False
+) -> tuple[bool, str]:
+    """Whether to fit with `fused`, and the path in words: part of what decides a row's bits."""
+    from pipeline.fitting.fused.recognize import available, recognize
+
+    if torch.device(device).type != "cpu":
+        return False, "compiled by Inductor" if compiled else "plain PyTorch"
+    found = recognize(method)
+    why = found if isinstance(found, str) else available()
+    if compiled or why:
+        name = "compiled by Inductor" if compiled else "plain PyTorch"
+        return False, f"{name} ({why})" if why else name
+    from pipeline.fitting.fused.run import path_name
+
+    return True, path_name()
+
+
+def default_lanes(
+    method: Method, device: str | torch.device = "cpu", points: int | None = None
+) -> int:
+    """Lanes that suit a device: small batches that stay in cache on CPUs, wide ones on GPUs.
+
+    `points` is what one step sees of a sample; of the first phase's size when absent.
+    """
+    if points is None:
+        size = method.fit[0].size if method.fit else None
+        counts = [] if size is None else [size.pixels, size.near, size.uniform, size.surface]
+        points = sum(c for c in counts if c != ALL) or 1024
+    if torch.device(device).type == "cpu":
+        return max(2, min(32, CPU_POINTS // points))
+    return max(2, min(4096, 4_194_304 // points))
+
+
+def points_of(kind: tuple[int, ...]) -> int:
+    """Points that a step takes of a sample of this shape class."""
+    return sum(abs(count) for count in kind)
+
+
+def estimate_seconds(method: Method, fused: bool = False) -> float:
+    """Rough seconds a row on one CPU core, for planning: products at 20 GFLOP/s (the compiled loop:
+    80), half the steps where a target ends most rows early."""
+    seconds = 0.0
+    weights = sum(p.numel() for p in method.model.parameters() if p.dim() > 1)
+    for phase in method.fit:
+        size = phase.size
+        counts = (size.pixels, size.near, size.uniform, size.surface)
+        points = sum(c for c in counts if c != ALL) or size.most or 4096
+        steps = phase.steps / 2 if phase.target is not None else phase.steps
+        seconds += steps * points * weights * 6 / (80e9 if fused else 20e9)
+    return max(seconds, 1e-3)

@@ -1,0 +1,69 @@
+"""Where rows start: initializer or common start, inner steps, encoder or prior; then a phase."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline.draw import Draw
+from pipeline.fields.bind import Tensors, bind
+from pipeline.fitting.adapt import adapt
+from pipeline.fitting.method import Adversarial, Encoded, MetaLearned, Method, Phase
+from pipeline.fitting.rows import bindable, started
+from pipeline.samples import Samples
+
+
+def starts_of(
+    method: Method, shared: Tensors, samples: Samples, index: Int[Tensor, "m"], seed: int
+) -> tuple[Tensors, Float[Tensor, "m"]]:
+    """Rows before the first phase of fitting, and the loss where one was computed for them."""
+    count = len(index)
+    if count == 1:  # one row alone would take other matrix kernels than it takes in company
+        index = index.repeat(2)
+    draw = Draw.of(samples.keys[index.to(samples.device)], seed=seed, stage="start")
+    rows = started(method, shared, draw)
+    loss = torch.full((len(index),), float("nan"), device=samples.device)
+    model = method.field.model
+    match method:
+        case MetaLearned():
+            rows, loss = adapt(method, shared, rows, samples, index, draw, graph=False)
+        case Encoded():
+            with torch.no_grad():
+                bound = bind(model, bindable(method, shared, rows))
+                batch = samples.draw(index, "context", method.size, draw)
+                encoded, terms = method.encode(bound, batch, draw)
+                rows = {**rows, **encoded}
+                if terms:
+                    loss = torch.stack(list(terms.values())).sum(0)
+        case Adversarial():
+            with torch.no_grad():
+                bound = bind(model, bindable(method, shared, rows))
+                rows = {**rows, **method.prior(bound, draw)}
+    return {k: v.detach()[:count] for k, v in rows.items()}, loss.detach()[:count]
+
+
+def entered(
+    method: Method,
+    shared: Tensors,
+    samples: Samples,
+    index: Int[Tensor, "m"],
+    phase: Phase,
+    rows: Tensors,
+    seed: int,
+    number: int,
+) -> Tensors:
+    """Maps the rows of the samples at `index` into a phase."""
+    if phase.enter is None:
+        return rows
+    count = len(index)
+    if count == 1:
+        index = index.repeat(2)
+        rows = {name: torch.cat([value, value]) for name, value in rows.items()}
+    keys = samples.keys[index.to(samples.device)]
+    draw = Draw.of(keys, seed=seed, stage=f"enter/{number}")
+    with torch.no_grad():
+        bound = bind(method.model, bindable(method, shared, rows))
+        batch = samples.draw(index, phase.role, phase.size, draw)
+        new = {**rows, **phase.enter(bound, rows, batch, draw)}
+    return {name: value[:count] for name, value in new.items()}
