@@ -15,12 +15,23 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.draw import Draw, sample_keys
-from schemas.samples import FormSpec
+from pipeline.observations import (
+    StoredViews,
+    StoredVoxels,
+    Views,
+    Voxels,
+    load_views,
+    load_voxels,
+    view_sizes,
+    voxel_resolution,
+)
+from schemas.samples import POINT_SETS, FormSpec
 
 Role = Literal["context", "query"]
 ALL = -1
@@ -37,6 +48,10 @@ class Size:
     surface: int = 0
     most: int | None = None
     """Where a set has more than this, `ALL` draws this many of it instead."""
+    voxels: int = 0
+    """Cells an axis of the grid, a divisor of the stored one's (any-occupied pooling); 0: none."""
+    views: int = 0
+    """Views, drawn anew each step where it is not all of them (`ALL`)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Points:
     coords: Float[Tensor, "n p 3"] | None
     """Near-surface points, then uniform ones."""
     distance: Float[Tensor, "n p"] | None
-    """Signed distance at `coords`, negative inside."""
+    """Distance at `coords`: negative inside where the form is `signed`, else without sign."""
     weight: Float[Tensor, "n p"] | None
     surface: Float[Tensor, "n s 3"] | None
     normals: Float[Tensor, "n s 3"] | None
@@ -71,6 +86,37 @@ class Batch:
 
     grid: Pixels | None = None
     points: Points | None = None
+    voxels: Voxels | None = None
+    views: Views | None = None
+
+
+def require(form: FormSpec, size: Size) -> None:
+    """Raises ValueError where a size asks for what a dataset of this form does not hold."""
+    wanted = {name: getattr(size, name) for name in POINT_SETS}
+    if form.kind == "images":
+        wanted = {}
+    for name, count in wanted.items():
+        if count and form.sets is not None and name not in form.sets:
+            raise ValueError(
+                f"points of the set '{name}' are needed and this dataset of {form.kind} has none; "
+                f"set ingest.{name}"
+            )
+    if size.voxels and not form.voxels:
+        raise ValueError(
+            f"voxels of {size.voxels}^3 are needed and this dataset of {form.kind} has none; "
+            "set ingest.voxels (dataset.kind: shapes)"
+        )
+    if size.voxels and form.voxels % size.voxels:
+        raise ValueError(
+            f"voxels of {size.voxels}^3 cannot be pooled from {form.voxels}^3: take a divisor of "
+            f"{form.voxels}, or another ingest.voxels"
+        )
+    if size.views > form.views or (size.views == ALL and not form.views):
+        raise ValueError(
+            f"{'views' if size.views == ALL else f'{size.views} views a sample'} are needed and "
+            f"this dataset of {form.kind} has {form.views or 'none'}; set ingest.views "
+            "(dataset.kind: shapes)"
+        )
 
 
 def pixel_coords(height: int, width: int) -> Float[Tensor, "p 2"]:
@@ -159,6 +205,8 @@ class Samples:
     heights: Int[Tensor, "n"] = field(repr=False)
     widths: Int[Tensor, "n"] = field(repr=False)
     """As `sizes`, on the device."""
+    voxels: StoredVoxels | None = field(default=None, repr=False)
+    views: StoredViews | None = field(default=None, repr=False)
     classes: dict = field(default_factory=dict, repr=False, compare=False)
     """Known results of `shape_classes`."""
 
@@ -184,18 +232,25 @@ class Samples:
         """
         known = self.classes.get((role, size))
         if known is None:
+            require(self.form, size)
             columns = [
                 [_taken(c, count, size.most) for c in self._set(name).counts.tolist()]
                 for name, count in self.parts(role, size).items()
             ]
+            if size.views:  # a draw of some views differs from step to step
+                every = size.views in (ALL, self.form.views)
+                columns.append([self.form.views if every else -size.views] * len(self))
             known = torch.tensor(columns, dtype=torch.int64).reshape(len(columns), len(self)).T
             self.classes[role, size] = known
         return known
 
     def _set(self, name: str) -> Ragged:
-        if name not in self.sets:
+        if name not in self.sets or not self.sets[name].counts.any():
+            there = sorted(n for n, s in self.sets.items() if s.counts.any())
+            key = "held_out" if name.startswith(("held_", "query")) else name
             raise ValueError(
-                f"these {self.form.kind} have no set {name!r}, only {sorted(self.sets)}"
+                f"these {self.form.kind} have nothing in the set {name!r}, only in {there}; "
+                f"set ingest.{key}"
             )
         return self.sets[name]
 
@@ -213,7 +268,14 @@ class Samples:
         taken = dict(zip(self.parts(role, size), classes[0].tolist()))
         if self.form.kind == "images":
             return Batch(grid=self._pixels(index, role, taken[role], draw))
-        return Batch(points=self._points(index, taken, draw))
+        views = None
+        if size.views:
+            views = self.views.take(index, abs(int(classes[0, -1])), draw)
+        return Batch(
+            points=self._points(index, taken, draw),
+            voxels=self.voxels.take(index, size.voxels) if size.voxels else None,
+            views=views,
+        )
 
     def _pixels(self, index: Tensor, role: Role, taken: int, draw: Draw) -> Pixels:
         pixels = self.sets[role]
@@ -283,13 +345,24 @@ def form_of(table: pa.Table, kind: str) -> FormSpec:
     if kind == "images":
         return FormSpec(kind=kind, channels=int(table["channels"][0].as_py()), dims=2)
     names = set(table.column_names)
+    views, view_size = view_sizes(table)
     return FormSpec(
         kind=kind,
         channels=None,
         dims=3,
         signed="near_distance" in names,
+        distances="near_distance" in names or "near_unsigned_distance" in names,
         normals=_has("surface_normals", table),
         color=_has("surface_color", table),
+        voxels=voxel_resolution(table),
+        views=views,
+        view_size=view_size,
+        sets=tuple(
+            name
+            for name in POINT_SETS
+            if f"{name}_coords" in names
+            and pc.sum(pc.binary_length(table[f"{name}_coords"])).as_py()
+        ),
     )
 
 
@@ -324,6 +397,8 @@ def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu")
         sizes=sizes,
         heights=sizes[:, 0].to(device),
         widths=sizes[:, 1].to(device),
+        voxels=None if (voxels := load_voxels(table)) is None else voxels.to(device),
+        views=None if (views := load_views(table)) is None else views.to(device),
     )
 
 
@@ -374,6 +449,7 @@ def _load_points(table: pa.Table, form: FormSpec) -> dict[str, Ragged]:
     types = {
         "coords": (np.int16 if compact else np.float32, 3),
         "distance": (np.float16 if compact else np.float32, 1),
+        "unsigned_distance": (np.float16 if compact else np.float32, 1),
         "normals": (np.float16, 3),
         "color": (np.uint8, 3),
     }
@@ -387,7 +463,7 @@ def _load_points(table: pa.Table, form: FormSpec) -> dict[str, Ragged]:
                     continue
                 flat, lengths = _bytes_of(table[full])
                 values = flat.view(dtype)
-                columns[column] = torch.from_numpy(
+                columns[column.removeprefix("unsigned_")] = torch.from_numpy(
                     values.reshape(-1, width) if width > 1 else values
                 )
                 counts = lengths // (np.dtype(dtype).itemsize * width)

@@ -133,6 +133,26 @@ class ShapeIngest(CommonIngest):
     max_faces: int = Field(2_000_000, ge=1)
     max_doubt: float = Field(0.25, ge=0, le=1)
     """A sample with a larger share of ambiguous winding numbers is rejected (DOUBTFUL_SIGN)."""
+    sign: Literal["winding", "none"] = "winding"
+    """`winding`: inside where |winding number| > 1/2; `none`: distances without sign, for methods
+    that are agnostic to it: nothing is DOUBTFUL_SIGN, open surfaces and soups are as good."""
+    voxels: Literal[0, 16, 32, 64] = 0
+    """Cells an axis of a grid that says which cell centers, (2 i + 1) / R - 1, are inside."""
+    views: int = Field(0, ge=0, le=256)
+    """Pictures a sample, rendered from seeded directions all around; 0: none."""
+    view_size: int = Field(64, ge=8, le=1024)
+    """Pixels a side of a view."""
+
+    @model_validator(mode="after")
+    def _voxels_have_a_sign(self) -> ShapeIngest:
+        if self.voxels and self.sign == "none":
+            raise ValueError(
+                f"voxels: {self.voxels} says what is inside, which sign: none leaves open; "
+                "set sign: winding, or voxels: 0"
+            )
+        if not self.views and self.view_size != 64:
+            raise ValueError(f"view_size: {self.view_size} has no effect with views: 0")
+        return self
 
 
 class PointIngest(CommonIngest):
@@ -141,7 +161,16 @@ class PointIngest(CommonIngest):
     surface: int = Field(32_768, ge=1)
     """Points kept a sample (a seeded choice); smaller clouds are kept whole."""
     held_out: int = Field(8_192, ge=0)
-    """Points set apart for evaluation; at most a quarter of the cloud."""
+    """Points set apart for evaluation; at most a quarter of the cloud. As many in addition of
+    `near` and `uniform`, where these are drawn."""
+    near: int = Field(0, ge=0)
+    """Points near the cloud with their distance to it, without sign: a point of the cloud moved by
+    Gaussian noise of its distance to the 50th neighbour (SAL sec. 4, IGR)."""
+    uniform: int = Field(0, ge=0)
+    """Points uniform in the box [-1, 1]^3 with their distance to the cloud, without sign."""
+    normals: Literal["auto", "require", "none"] = "auto"
+    """`auto`: as the files have them; where one sample has none, the dataset counts as without.
+    `require`: a sample without normals is rejected (NO_NORMALS). `none`: left out."""
     normalize: Literal["sphere", "box", "none"] = "sphere"
     precision: Literal["compact", "float32"] = "compact"
     max_points: int = Field(50_000_000, ge=1)
@@ -303,6 +332,12 @@ LAYOUT_OF_FIT = ("unit_rows", "lanes")
 """What the first run of a store fixes in its plan; a later one takes it from there."""
 LAYOUT_OF_INGEST = ("unit_objects", "unit_bytes")
 """What the first listing fixes; samples and their order are the same for any."""
+LATER_KEYS = {
+    "shapes": ("sign", "voxels", "views", "view_size"),
+    "points": ("near", "uniform", "normals"),
+}
+"""Keys of ingest that came after datasets had been prepared: at their default they are left out of
+the identity, so that those datasets stay what the same run file means."""
 
 
 def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
@@ -313,4 +348,8 @@ def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
         kept["label"]["table"] = kept["label"]["table"]["url"]
     given = ingest.model_dump(mode="json")
     deciding = {k: v for k, v in given.items() if k not in LAYOUT_OF_INGEST}
+    fields = type(ingest).model_fields
+    for key in LATER_KEYS.get(dataset.kind, ()):
+        if deciding.get(key) == fields[key].default:
+            del deciding[key]
     return {"dataset": kept, "ingest": deciding}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import pyarrow as pa
+from pydantic import model_validator
 
 from schemas.base import Schema
 
@@ -29,6 +32,7 @@ class Code(StrEnum):
     NAN_INPUT = "NAN_INPUT"
     DEGENERATE = "DEGENERATE"
     DOUBTFUL_SIGN = "DOUBTFUL_SIGN"
+    NO_NORMALS = "NO_NORMALS"
     PARSER_TIMEOUT = "PARSER_TIMEOUT"
     PARSER_MEMORY = "PARSER_MEMORY"
     PARSER_CRASH = "PARSER_CRASH"
@@ -113,19 +117,32 @@ POINT_SETS = ("near", "uniform", "surface")
 HELD_OUT_SETS = ("held_near", "held_uniform", "held_surface")
 
 
-def points_schema(*, signed: bool, normals: bool, color: bool = False, part: bool = False):
-    """Schema of shapes (`signed`: sets near and uniform with distances) and of point clouds.
+def points_schema(
+    *,
+    signed: bool,
+    normals: bool,
+    color: bool = False,
+    part: bool = False,
+    unsigned: bool = False,
+    shape: bool | None = None,
+    voxels: bool = False,
+    views: bool = False,
+) -> pa.Schema:
+    """Schema of shapes and of point clouds.
 
+    `signed`: sets near and uniform with signed distances (negative inside); `unsigned`: with
+    distances that have no sign, under another name, so that nothing mistakes them for the others.
     Coordinates are uint16 steps of `1/65535` of the box [-1, 1]^3 ("compact"), or float32.
-    Distances (negative inside), float16 or float32, belong to the coordinates as stored.
+    Distances, float16 or float32, belong to the coordinates as stored.
     Every set is in seeded random order: any block of it is an unbiased draw.
     """
     fields = []
+    distance = "distance" if signed else "unsigned_distance"
     for prefix in ("", "held_"):
-        for name in ("near", "uniform") if signed else ():
+        for name in ("near", "uniform") if signed or unsigned else ():
             fields += [
                 pa.field(f"{prefix}{name}_coords", pa.large_binary(), False),  # [p, 3]
-                pa.field(f"{prefix}{name}_distance", pa.large_binary(), False),  # [p]
+                pa.field(f"{prefix}{name}_{distance}", pa.large_binary(), False),  # [p]
             ]
         fields.append(pa.field(f"{prefix}surface_coords", pa.large_binary(), False))  # [p, 3]
         if normals:
@@ -141,11 +158,20 @@ def points_schema(*, signed: bool, normals: bool, color: bool = False, part: boo
         pa.field("center", pa.list_(pa.float64(), 3), False),  # original = coords / scale + center
         pa.field("scale", pa.float64(), False),
     ]
-    if signed:
+    if signed if shape is None else shape:
         fields += [
             pa.field("doubt", pa.float32(), False),  # share of points with 0.25 < |w| < 0.75
             pa.field("faces", pa.int32(), False),
             pa.field("watertight", pa.bool_(), False),
+        ]
+    if voxels:  # bits, np.packbits of [R, R, R] in order x, y, z: whether a cell's center is inside
+        fields.append(pa.field("voxels", pa.large_binary(), False))
+    if views:  # v pictures of s x s pixels; cameras in axes x right, y down, z forward
+        fields += [
+            pa.field("views_color", pa.large_binary(), False),  # uint8 [v, s, s, 3]
+            pa.field("views_mask", pa.large_binary(), False),  # bits, np.packbits of [v, s, s]
+            pa.field("views_camera_to_world", pa.large_binary(), False),  # float32 [v, 4, 4]
+            pa.field("views_intrinsics", pa.large_binary(), False),  # float32 [v, 3, 3], in pixels
         ]
     return pa.schema(fields)
 
@@ -153,6 +179,29 @@ def points_schema(*, signed: bool, normals: bool, color: bool = False, part: boo
 SHAPES = points_schema(signed=True, normals=True, color=True, part=True)
 POINTS = points_schema(signed=False, normals=True, color=True)
 FORMS = {"images": GRID, "shapes": SHAPES, "points": POINTS}
+"""Columns of each kind with the default keys of ingest."""
+
+
+def form_schema(kind: str, ingest: Mapping[str, Any]) -> pa.Schema:
+    """Columns of a prepared dataset that was made with these keys of ingest.
+
+    A key that is absent (the dataset was made before there was one) has its default.
+    """
+    if kind == "shapes":
+        unsigned = ingest.get("sign", "winding") == "none"
+        return points_schema(
+            signed=not unsigned,
+            unsigned=unsigned,
+            shape=True,
+            normals=True,
+            color=True,
+            part=True,
+            voxels=ingest.get("voxels", 0) > 0,
+            views=ingest.get("views", 0) > 0,
+        )
+    if kind == "points" and (ingest.get("near", 0) or ingest.get("uniform", 0)):
+        return points_schema(signed=False, unsigned=True, shape=False, normals=True, color=True)
+    return FORMS[kind]
 
 
 class FormSpec(Schema):
@@ -164,10 +213,28 @@ class FormSpec(Schema):
     dims: int
     """Coordinate axes of a field of these samples."""
     signed: bool = False
-    """Points carry signed distances."""
+    """Distances have a sign: negative inside."""
+    distances: bool = False
+    """There are sets near and uniform with distances, signed or not."""
     normals: bool = False
+    """Surface points of every sample carry normals of unit length."""
     color: bool = False
     """Surface points carry colors."""
+    voxels: int = 0
+    """Cells an axis of stored inside/outside grids; 0: none are stored."""
+    views: int = 0
+    """Pictures a sample, with cameras; 0: none are stored."""
+    view_size: int = 0
+    """Pixels a side of a view."""
+    sets: tuple[str, ...] | None = None
+    """Point sets that are not empty, of near, uniform and surface; None: not known."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _signs_are_of_distances(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("signed") and "distances" not in value:
+            return {**value, "distances": True}
+        return value
 
 
 class IngestUnit(Schema):
@@ -229,3 +296,5 @@ class PreparedMeta(Schema):
     splits: dict[str, int]
     fingerprint: str
     """sha256 over the manifest's (sample_id, sha256) of the accepted rows in order."""
+    missing: tuple[str, ...] = ()
+    """Optional columns that some rows lack: methods see none of them in any row."""

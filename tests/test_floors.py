@@ -15,6 +15,7 @@ FLOORS = {
     "pipeline.store": 1,
     "pipeline.draw": 1,
     "pipeline.samples": 1,
+    "pipeline.observations": 1,
     "pipeline.fields": 1,
     "pipeline.encoders": 1,
     "pipeline.rendering": 2,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.draw import Draw
-from pipeline.samples import ALL, Size, capacity, join, load_samples, pixel_coords
+from pipeline.samples import ALL, Size, capacity, form_of, join, load_samples, pixel_coords, require
 from tests.fitting.tables import box_table, picture_table
 
 
@@ -135,3 +135,133 @@ def test_mixed_channels_name_the_sample_and_the_way_out():
 
     with pytest.raises(ValueError, match=r"cut001\.png.*ingest\.color"):
         load_samples(pa.Table.from_pylist(table), "images")
+
+
+RESOLUTION, VIEWS, PIXELS = 16, 5, 8
+
+
+def observed_table(count):
+    """Boxes with grids of random cells, and views whose every number tells sample and view."""
+    import pyarrow as pa
+
+    table = box_table(count, points=50, held=8)
+    random = np.random.default_rng(0)
+    cells = random.random((count, *[RESOLUTION] * 3)) < 0.02
+    color = np.zeros((count, VIEWS, PIXELS, PIXELS, 3), np.uint8)
+    color += (10 * np.arange(count)[:, None] + np.arange(VIEWS)).astype(np.uint8)[
+        ..., None, None, None
+    ]
+    mask = random.random((count, VIEWS, PIXELS, PIXELS)) < 0.5
+    pose = np.tile(np.eye(4, dtype="<f4"), (count, VIEWS, 1, 1))
+    pose[..., 0, 3] = color[..., 0, 0, 0]
+    intrinsics = np.tile(np.eye(3, dtype="<f4"), (count, VIEWS, 1, 1))
+    columns = {
+        "voxels": [np.packbits(c).tobytes() for c in cells],
+        "views_color": [c.tobytes() for c in color],
+        "views_mask": [np.packbits(m).tobytes() for m in mask],
+        "views_camera_to_world": [p.tobytes() for p in pose],
+        "views_intrinsics": [k.tobytes() for k in intrinsics],
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values, pa.large_binary()))
+    return table, cells, mask
+
+
+def test_voxels_come_as_stored_or_pooled_to_a_divisor():
+    table, cells, _ = observed_table(3)
+    samples = load_samples(table, "shapes")
+    assert samples.form.voxels == RESOLUTION
+    index = torch.tensor([2, 0])
+    whole = samples.draw(index, "context", Size(voxels=16), at(samples, index)).voxels.occupancy
+    assert whole.numpy().astype(bool).tolist() == cells[[2, 0]].tolist()
+    pooled = samples.draw(index, "context", Size(voxels=4), at(samples, index)).voxels.occupancy
+    for x, y, z in ((0, 0, 0), (3, 1, 2), (2, 3, 0)):
+        block = cells[2, 4 * x : 4 * x + 4, 4 * y : 4 * y + 4, 4 * z : 4 * z + 4]
+        assert pooled[0, x, y, z] == block.any()
+    assert 0 < pooled.mean() < 1
+
+
+def test_views_are_different_ones_of_the_sample_and_keep_their_camera_and_mask():
+    table, _, mask = observed_table(3)
+    samples = load_samples(table, "shapes")
+    assert (samples.form.views, samples.form.view_size) == (VIEWS, PIXELS)
+    index = torch.tensor([1, 2])
+    seen = set()
+    for step in range(12):
+        views = samples.draw(index, "context", Size(views=2), at(samples, index, step)).views
+        number = (views.color * 255).round().long()[:, :, 0, 0, 0]
+        assert number.equal(views.camera_to_world[..., 0, 3].long())
+        which = number - 10 * index[:, None]
+        assert (which[:, 0] != which[:, 1]).all()
+        for i in range(2):
+            for j in range(2):
+                stored = mask[int(index[i]), int(which[i, j])]
+                assert views.mask[i, j].numpy().astype(bool).tolist() == stored.tolist()
+        seen |= set(map(tuple, which.tolist()))
+    assert len(seen) > 8
+    every = samples.draw(index, "context", Size(views=ALL), at(samples, index)).views
+    assert (every.color * 255).round().long()[:, :, 0, 0, 0].tolist() == [
+        [10 + i for i in range(5)], [20 + i for i in range(5)],
+    ]  # fmt: skip
+
+
+def test_a_sample_draws_the_same_views_alone_and_in_a_batch():
+    samples = load_samples(observed_table(3)[0], "shapes")
+    both, one = torch.tensor([0, 2]), torch.tensor([2])
+    size = Size(voxels=8, views=3, surface=4)
+    a = samples.draw(both, "context", size, at(samples, both, 7))
+    b = samples.draw(one, "context", size, at(samples, one, 7))
+    assert a.views.color[1:].equal(b.views.color)
+    assert a.voxels.occupancy[1:].equal(b.voxels.occupancy)
+    swapped = join([(torch.tensor([1]), b), (torch.tensor([0]), b)])
+    assert swapped.views.color[0].equal(b.views.color[0])
+    assert samples.shape_classes("context", Size(views=3)).tolist() == [[-3]] * 3
+    assert samples.shape_classes("context", Size(views=5)).tolist() == [[5]] * 3
+
+
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        (Size(near=9), r"set 'near'.*set ingest\.near"),
+        (Size(voxels=16), r"voxels of 16\^3.*set ingest\.voxels"),
+        (Size(views=1), r"1 views.*set ingest\.views"),
+        (Size(views=ALL), r"views are needed.*set ingest\.views"),
+    ],
+)
+def test_what_a_dataset_lacks_is_told_with_the_key_that_makes_it(size, match):
+    lacking = box_table(2, points=0, held=0)
+    samples = load_samples(lacking, "shapes")
+    with pytest.raises(ValueError, match=match):
+        require(form_of(lacking, "shapes"), size)
+    with pytest.raises(ValueError, match=match):
+        samples.draw(torch.tensor([0]), "context", size, at(samples, torch.tensor([0])))
+
+
+def test_voxels_that_cannot_be_pooled_and_too_many_views_are_refused():
+    form = load_samples(observed_table(1)[0], "shapes").form
+    with pytest.raises(ValueError, match=r"12\^3 cannot be pooled from 16\^3"):
+        require(form, Size(voxels=12))
+    with pytest.raises(ValueError, match=r"32\^3 cannot be pooled from 16\^3"):
+        require(form, Size(voxels=32))
+    with pytest.raises(ValueError, match=r"6 views a sample .* has 5"):
+        require(form, Size(views=6))
+
+
+def test_an_empty_held_out_set_names_its_key():
+    samples = load_samples(box_table(2, points=20, held=0), "shapes")
+    index = torch.tensor([0])
+    with pytest.raises(ValueError, match=r"'held_near'.*set ingest\.held_out"):
+        samples.draw(index, "query", Size(near=4), at(samples, index))
+
+
+def test_unsigned_distances_are_drawn_as_such():
+    table = box_table(2, points=60, held=8)
+    names = [n.replace("_distance", "_unsigned_distance") for n in table.column_names]
+    table = table.rename_columns(names)
+    samples = load_samples(table, "shapes")
+    assert samples.form.distances
+    assert not samples.form.signed
+    points = samples.draw(
+        torch.tensor([0]), "context", Size(near=16), at(samples, torch.tensor([0]))
+    ).points
+    assert points.distance.shape == (1, 16)

@@ -267,7 +267,12 @@ def decode_cloud(
     order = stream(seed_key, ingest.seed, "order").permutation(count)
     held = min(ingest.held_out, count if drawn else count // 4)
     chosen = {"held_surface": order[:held], "surface": order[held : held + ingest.surface]}
-    unit = _unit(cloud.normals)
+    unit = None if ingest.normals == "none" else _unit(cloud.normals)
+    if unit is None and ingest.normals == "require":
+        which = "has no normals" if cloud.normals is None else "has points without a normal"
+        raise RejectedSample(
+            Code.NO_NORMALS, f"the cloud {which} (ingest.normals: require); set it to auto"
+        )
     columns: dict[str, object] = {"precision": ingest.precision}
     for name, pick in chosen.items():
         coords = rounded(place.to_box(points[pick]), ingest.precision)[0]

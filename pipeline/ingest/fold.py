@@ -83,6 +83,7 @@ def fold(dataset: Dataset, ingest: CommonIngest, prepared: Location) -> Prepared
         labels=dict(sorted(work.labels.items())),
         splits=dict(sorted(work.splits.items())),
         fingerprint=work.fingerprint.hexdigest(),
+        missing=tuple(sorted(work.missing)),
     )
     objects.put("prepared.json", meta.model_dump_json(indent=1).encode())
     return meta
@@ -198,6 +199,7 @@ class _Fold:
         self.splits: Counter[str] = Counter()
         self.fingerprint = hashlib.sha256()
         self.reasons: list[str] = []
+        self.missing: set[str] = set()
         self.failures = _Parquet(None, None)
         self.pool = pool
         # what a fold that did not end has left may be of other rows: a unit may have come out anew
@@ -250,6 +252,7 @@ class _Fold:
         for piece in record.pieces:
             mine = [k for k in kept if start <= k["index"] < start + piece.rows]
             if mine:
+                self.missing.update(piece.missing)
                 table = pa.Table.from_pylist(
                     [line | {"index": line["index"] - start} for line in mine], schema=SIDECAR
                 )

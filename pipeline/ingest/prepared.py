@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.ingest.shards import Piece, read_batches
 from pipeline.storage import Objects, open_objects
 from schemas.base import Location
-from schemas.samples import FORMS, IDENTITY, PreparedMeta
+from schemas.samples import IDENTITY, PreparedMeta, form_schema
 
 SIDECAR = pa.schema([*IDENTITY, pa.field("index", pa.int32(), False)])
 """`rows/<shard>.arrow`: the accepted samples of a shard, and where in the shard they are."""
@@ -36,9 +36,18 @@ class Prepared:
         return open_objects(self.location)
 
     @property
+    def form(self) -> pa.Schema:
+        """Columns of the shards."""
+        return form_schema(self.meta.kind, self.meta.ingest)
+
+    @property
     def schema(self) -> pa.Schema:
-        """Columns of `rows`: identity, then those of the form."""
-        return pa.schema([*IDENTITY, *FORMS[self.meta.kind]])
+        """Columns of `rows`: identity, then those of the form that no row lacks (`missing`).
+
+        So a row never has normals or colors beside some neighbours and none beside others.
+        """
+        kept = (column for column in self.form if column.name not in self.meta.missing)
+        return pa.schema([*IDENTITY, *kept])
 
     def rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows [start, stop): identity columns and those of the form (`columns`: only these).
@@ -50,8 +59,9 @@ class Prepared:
             raise ValueError(
                 f"rows {start}:{stop} are not in 0:{self.meta.rows} of {self.location.url}"
             )
-        form = FORMS[self.meta.kind]
-        wanted = form.names if columns is None else [c for c in columns if c in form.names]
+        form = self.form
+        offered = [name for name in form.names if name not in self.meta.missing]
+        wanted = offered if columns is None else [c for c in columns if c in offered]
         unknown = set(columns or ()) - set(self.schema.names)
         if unknown:
             raise ValueError(f"a prepared dataset of {self.meta.kind} has no column {min(unknown)}")

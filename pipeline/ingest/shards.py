@@ -13,6 +13,8 @@ import pyarrow as pa
 from pipeline.storage import Objects
 from schemas.base import Schema
 
+OPTIONAL = ("surface_normals", "surface_color", "held_surface_normals", "held_surface_color")
+"""Columns that methods see in every row or in none."""
 BATCH_BYTES = 4 * 2**20
 """A record batch is closed when it holds this much."""
 PIECE_BYTES = 256 * 2**20
@@ -29,6 +31,8 @@ class Piece(Schema):
     sha256: str
     batches: tuple[tuple[int, int, int, int], ...]
     """Byte offset, byte length, rows and crc32 of each record batch."""
+    missing: tuple[str, ...] = ()
+    """Columns of `OPTIONAL` that a row lacks."""
 
 
 @dataclass
@@ -54,6 +58,7 @@ class ShardWriter:
         self.file = pa.ipc.new_file(self.sink, self.schema)
         self.columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
         self.held, self.piece_held, self.batches = 0, 0, []
+        self.missing: set[str] = set()
 
     def add(self, columns: dict[str, Any]) -> int:
         """Takes one sample; returns its position among the unit's samples."""
@@ -62,6 +67,8 @@ class ShardWriter:
         for name, values in self.columns.items():
             value = columns.get(name)
             values.append(value)
+            if value is None and name in OPTIONAL:
+                self.missing.add(name)
             self.held += len(value) if isinstance(value, bytes | memoryview) else 8
         self.rows += 1
         if self.held >= BATCH_BYTES:
@@ -104,6 +111,7 @@ class ShardWriter:
                 bytes=len(data),
                 sha256=sha256,
                 batches=tuple(self.batches),
+                missing=tuple(sorted(self.missing)),
             )
         )
         self._start()

@@ -16,7 +16,7 @@ from pipeline.ingest.target import find_target
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.run import CommonIngest, Dataset, ingest_keys
-from schemas.samples import FORMS, IngestOutcome, SampleStatus
+from schemas.samples import IngestOutcome, SampleStatus, form_schema
 
 
 def ingest_unit(
@@ -41,10 +41,12 @@ def ingest_unit(
             unit=unit, won=False, decodes=0, counts=done.counts, read_bytes=0, written_bytes=0,
             seconds={"total": time.perf_counter() - began},
         )  # fmt: skip
-    claim_location(objects, ingest_keys(dataset, ingest))
+    keys = ingest_keys(dataset, ingest)
+    claim_location(objects, keys)
     entries = read_entries(objects, unit)
     clock = _Clock(unit_members(entries, find_target(dataset), dataset, ingest))
-    writer = ShardWriter(objects, unit, FORMS[dataset.kind], ingest.unit_objects)
+    form = form_schema(dataset.kind, keys["ingest"])
+    writer = ShardWriter(objects, unit, form, ingest.unit_objects)
     decoder = guard(dataset.kind, ingest)
     before, rows, writing = decoder.decodes, [], 0.0
     seed_key = _by_id if dataset.kind == "images" else _by_bytes

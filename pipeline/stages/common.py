@@ -25,11 +25,23 @@ def row_count(run: Run, meta: PreparedMeta) -> int:
 
 def build_method(run: Run, prepared: Prepared) -> Any:
     """The method of a run, built for the form its prepared samples have."""
-    from pipeline.samples import form_of
+    from pipeline.samples import form_of, require
 
     config = methods.configure(run.method.name, run.method.preset, run.method.settings())
     form = form_of(prepared.rows(0, min(4, prepared.meta.rows)), prepared.meta.kind)
-    return methods.load(run.method.name).build(config, form)
+    method = methods.load(run.method.name).build(config, form)
+    for size in sizes_of(method):
+        try:
+            require(form, size)
+        except ValueError as error:
+            raise ValueError(f"{run.method.name}: {error}") from None
+    return method
+
+
+def sizes_of(method: Any) -> list[Any]:
+    """What a method draws of a sample: in its phases, its inner loop, its encoder."""
+    parts = [*method.train, *method.fit, getattr(method, "inner", None), method]
+    return [part.size for part in parts if hasattr(part, "size")]
 
 
 def take_rows(prepared: Prepared, rows: list[int]) -> pa.Table:
