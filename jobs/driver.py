@@ -222,7 +222,7 @@ class Driver:
         record = event.record
         found: dict[str, int] = record.get("rows") or record.get("counts") or {}
         seconds = record.get("seconds") or sum(
-            record.get(name, 0.0) for name in ("read_s", "fit_s", "write_s")
+            record.get(name, 0.0) for name in ("read_s", "fit_s", "measure_s", "write_s")
         )
         if isinstance(seconds, dict):
             seconds = seconds["total"]

@@ -13,12 +13,16 @@ from pipeline.fitting.rows import (
     unpack,
     unpack_shared,
 )
+from pipeline.fitting.stream import Stream
+from pipeline.fitting.together import Together
 from pipeline.fitting.train import Trained, train
 from pipeline.fitting.units import Fitted
 
 __all__ = [
     "NUMERICS",
     "Fitted",
+    "Stream",
+    "Together",
     "Trained",
     "bindable",
     "choose_path",

@@ -131,8 +131,8 @@ class Lanes:
         self.groups = row_groups(method, phase)
         self.compiled = compiled
         self.advance = compiled_step(self._advance) if compiled else self._advance
-        self.computed = self.used = 0
-        """Lane-steps that were computed, and those of them that moved or judged a row."""
+        self.steps = self.computed = self.used = 0
+        """Steps, lanes computed in them all told, and those of them that held a row."""
 
     def run(self, following: Callable[[], Request | None]) -> Iterator[Outcome]:
         """Fits rows as long as `following` has one when a lane is free; yields them as they leave.
@@ -176,6 +176,7 @@ class Lanes:
                 state = self.advance(state, batch, draw)
                 if self.phase.edits:
                     state = self._edit(state, batch, draw)
+                self.steps += 1
                 self.computed += len(held)
                 self.used += sum(request is not None for request in held)
             for lane, reason in enumerate(state.reason.tolist()):

@@ -52,10 +52,10 @@ class Stream:
         self.run = self._fused if fused else self._lanes if len(method.fit) == 1 else self._phases
 
     @property
-    def occupancy(self) -> tuple[int, int]:
-        """Lane-steps that held a row, and all that were computed."""
+    def occupancy(self) -> tuple[int, int, int]:
+        """Steps, lanes computed in them all told, and those of them that held a row."""
         engines = self.engines.values()
-        return sum(e.used for e in engines), sum(e.computed for e in engines)
+        return tuple(sum(getattr(e, n) for e in engines) for n in ("steps", "computed", "used"))
 
     def _lanes(self, pull: Pull) -> Iterator[Unit]:
         """One phase over a stream of units, one shape class after another."""

@@ -27,10 +27,10 @@ RETRY_STRIDE = 1_000_003
 
 
 class Fitter:
-    """Fits units of one run, one after the other; lives as long as its actor.
+    """Fits units of one run; lives as long as its actor.
 
-    `fit` may be called from two threads: while one unit is staged and published, the next one is
-    read and fitted. Only one fits at a time.
+    `fit` may be called from two threads: while one unit is measured, staged and published, the next
+    one is read and fitted, and its rows take the lanes that the last rows of the first leave free.
     """
 
     def __init__(self, run: Run, device: str = "cpu"):
@@ -46,7 +46,24 @@ class Fitter:
             raise RuntimeError(f"{run.store.url} has no plan: this node does not see the store")
         self.plan = plan
         self.method = build_method(run, self.prepared)
-        self.computing = threading.Lock()
+        # A bound module holds its tensors while it computes: measuring has one of its own.
+        self.measured = build_method(run, self.prepared)
+        self.starting, self.measuring = threading.Lock(), threading.Lock()
+
+    @cached_property
+    def together(self) -> Any:
+        """The stream that all calls of `fit` share."""
+        from pipeline import fitting
+
+        stream = fitting.Stream(
+            self.method,
+            self.shared,
+            lanes=self.plan.lanes,
+            device=self.device,
+            compiled=self.plan.compiled,
+            fused=self.plan.fused,
+        )
+        return fitting.Together(stream)
 
     @cached_property
     def shared(self) -> dict[str, Any]:
@@ -82,13 +99,13 @@ class Fitter:
         table = self.read(unit)
         if rows is not None:
             table = table.take(np.array(rows) - self.plan.unit_range(unit)[0])
-        read = time.monotonic()
-        with self.computing:
-            began = time.monotonic()
-            first, last = self.plan.unit_range(unit)
-            size = last - first if rows is None else len(rows)
-            result, record = self.compute(table, size, self.retry_seed(unit, generation))
-            fitted = time.monotonic()
+        with self.starting:  # once, whoever comes first
+            self.together, self.kept  # noqa: B018
+        spent = Counter(read_s=time.monotonic() - started)
+        first, last = self.plan.unit_range(unit)
+        size = last - first if rows is None else len(rows)
+        result, record = self.compute(table, size, self.retry_seed(unit, generation), spent)
+        fitted = time.monotonic()
         if rows is not None:
             result = stores.merge_unit(self.objects, self.plan, unit, generation, rows, result)
         outcome = stores.write_unit(
@@ -100,8 +117,7 @@ class Fitter:
             "generation": generation,
             "won": outcome.won,
             "bytes": outcome.bytes,
-            "read_s": read - started,
-            "fit_s": fitted - began,
+            **spent,
             "write_s": time.monotonic() - fitted,
             "peak_bytes": peak_bytes(),
         }
@@ -128,19 +144,22 @@ class Fitter:
                 parts.append(self.prepared.rows(a + shift, b + shift))
         return pa.concat_tables(parts) if parts else None
 
-    def compute(self, table: pa.Table, size: int, seed: int) -> tuple[Any, dict[str, Any]]:
+    def compute(
+        self, table: pa.Table, size: int, seed: int, spent: Counter[str]
+    ) -> tuple[Any, dict[str, Any]]:
         """Fits and measures samples, padded to `size` rows; nothing is written.
 
         If they cannot be fitted together, each is tried by itself, and the ones that raise become
-        FAILED rows. When all of them raise it is no sample's fault, and the error goes on.
+        FAILED rows. When all of them raise it is no sample's fault, and the error goes on. Seconds
+        of fitting and measuring are added to `spent`.
         """
         traces: list[str] = []
         try:
-            arrays, columns = self.fit_samples(table, seed)
+            arrays, columns = self.fit_samples(table, seed, spent)
         except (MemoryError, StorageError):
             raise
         except Exception as error:
-            arrays, columns, traces = self.one_by_one(table, seed, error)
+            arrays, columns, traces = self.one_by_one(table, seed, spent, error)
         bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
         arrays = {name: padded(value, size) for name, value in arrays.items()}
         for value in arrays.values():
@@ -154,7 +173,9 @@ class Fitter:
         counts = dict(Counter(RowStatus(s).name.lower() for s in columns["status"]))
         return result, {"rows": counts, "steps": int(sum(columns["steps"]))}
 
-    def fit_samples(self, table: pa.Table, seed: int) -> tuple[dict[str, Any], dict[str, list]]:
+    def fit_samples(
+        self, table: pa.Table, seed: int, spent: Counter[str]
+    ) -> tuple[dict[str, Any], dict[str, list]]:
         """Arrays and columns of samples that are fitted side by side."""
         from pipeline import fitting
         from pipeline.evaluate.metrics import cheap_metrics, measure
@@ -168,18 +189,12 @@ class Fitter:
                 f"has {samples.form.channels} channels, the first samples {wanted}; "
                 "set ingest.color to rgb or gray"
             )
-        fitted = fitting.fit_rows(
-            self.method,
-            self.shared,
-            samples,
-            seed=seed,
-            lanes=self.plan.lanes,
-            device=self.device,
-            compiled=self.plan.compiled,
-            fused=self.plan.fused,
-            kept={i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept},
-        )
-        metrics = measure(kind, self.method, self.shared, fitted.rows, samples, table)
+        kept = {i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept}
+        fitted, seconds = self.together.fit(samples, seed, kept)
+        with self.measuring:
+            began = time.monotonic()
+            metrics = measure(kind, self.measured, self.shared, fitted.rows, samples, table)
+            spent.update(fit_s=seconds, measure_s=time.monotonic() - began)
         columns = {
             **self.known_columns(table),
             "status": [int(status) for status in fitted.status],
@@ -189,7 +204,7 @@ class Fitter:
             "loss": fitted.loss.tolist(),
             **{spec.name: metrics[spec.name].tolist() for spec in cheap_metrics(kind)},
         }
-        return fitting.pack(self.method, fitted.rows), columns
+        return fitting.pack(self.measured, fitted.rows), columns
 
     def known_columns(self, table: pa.Table) -> dict[str, list]:
         """What is known of samples before they are fitted."""
@@ -204,7 +219,7 @@ class Fitter:
         }
 
     def one_by_one(
-        self, table: pa.Table, seed: int, error: Exception
+        self, table: pa.Table, seed: int, spent: Counter[str], error: Exception
     ) -> tuple[dict[str, Any], dict[str, list], list[str]]:
         """As `fit_samples`, each by itself; those that raise are FAILED, with their traceback."""
         from pipeline.evaluate.metrics import cheap_metrics
@@ -215,7 +230,7 @@ class Fitter:
         for i in range(table.num_rows):
             line = table.slice(i, 1)
             try:
-                parts.append(self.fit_samples(line, seed))
+                parts.append(self.fit_samples(line, seed, spent))
             except (MemoryError, StorageError):
                 raise
             except Exception as own:

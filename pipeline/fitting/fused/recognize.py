@@ -46,7 +46,7 @@ def recognize(method: Method) -> Recognized | str:
     plain_adam = isinstance(optimizer, Adam) and optimizer.clip is None
     if update.every != 1 or len(update.groups) != 1 or not plain_adam:
         return "an optimizer other than one Adam without clipping"
-    if not isinstance(loss, ColorError | DistanceError):
+    if type(loss) not in (ColorError, DistanceError):
         return f"its loss is {getattr(loss, '__name__', type(loss).__name__)}"
     if phase.target is not None and phase.target.term not in (None, loss.term):
         return f"its target watches {phase.target.term!r}"
