@@ -23,9 +23,14 @@ SHARED = "<shared>"
 """Stands for the sample id where something is drawn once for all samples."""
 
 
-@lru_cache(maxsize=4096)
+@torch.compiler.assume_constant_result
 def word(text: str) -> int:
     """64 bits of blake2b of a text, as a signed integer."""
+    return _word(text)
+
+
+@lru_cache(maxsize=4096)
+def _word(text: str) -> int:
     return int.from_bytes(
         hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True
     )

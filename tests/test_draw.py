@@ -60,3 +60,16 @@ def test_integers_cover_their_range_evenly_with_one_bound_a_sample():
     assert torch.bincount(values[0]).tolist() == pytest.approx([10_000] * 3, rel=0.05)
     assert values[1].min() == 0
     assert values[1].max() == 999
+
+
+def test_a_traced_step_may_draw():
+    """Losses draw inside the compiled lane step: the tag's hash is a constant of the graph."""
+    draw = Draw.of(sample_keys(["a", "b"]), seed=3, stage="fit").at(torch.tensor([5, 9]))
+
+    def numbers(keys, step):
+        draw = Draw(keys, step)
+        return draw.normal("noise", 4), draw.uniform("box", 3), draw.integers("which", 7, 2)
+
+    traced = torch.compile(numbers, backend="eager", fullgraph=True)
+    for found, wanted in zip(traced(draw.keys, draw.step), numbers(draw.keys, draw.step)):
+        assert torch.equal(found, wanted)
