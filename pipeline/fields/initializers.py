@@ -53,6 +53,33 @@ def torch_default(inputs: int) -> dict[str, Initializer]:
     return {"weight": Uniform(1 / math.sqrt(inputs)), "bias": Uniform(1 / math.sqrt(inputs))}
 
 
+def glorot_normal(inputs: int, outputs: int) -> dict[str, Initializer]:
+    """Normal weights of variance 2 / (inputs + outputs) (Glorot & Bengio 2010), small biases (as in
+    JAX's stax, which Tancik et al. 2020 use)."""
+    return {"weight": Normal(math.sqrt(2 / (inputs + outputs))), "bias": Normal(1e-2)}
+
+
+def geometric_hidden(outputs: int) -> dict[str, Initializer]:
+    """Hidden layers that keep the length of their input on average (SAL, Atzmon & Lipman 2020).
+
+    With a ReLU (or a sharp softplus) behind it, |y| is about |x| for many outputs; also after a
+    skip whose concatenation is divided by sqrt(2).
+    """
+    return {"weight": Normal(math.sqrt(2 / outputs)), "bias": Constant(0.0)}
+
+
+def geometric_last(
+    inputs: int, *, radius: float, slope: float = 1.0, std: float = 1e-5
+) -> dict[str, Initializer]:
+    """A last layer after `geometric_hidden` ones: the field starts near slope (|x| - radius).
+
+    Weights all about slope sqrt(pi / inputs), since the mean of a unit's positive part is
+    |x| / sqrt(pi inputs); bias - slope radius.
+    """
+    mean = slope * math.sqrt(math.pi / inputs)
+    return {"weight": Normal(std, mean), "bias": Constant(-slope * radius)}
+
+
 def describe_rule(rule: Initializer) -> dict[str, Any]:
     """A rule as plain values."""
     return {"rule": type(rule).__name__.lower(), **asdict(rule)}

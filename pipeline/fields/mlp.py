@@ -24,6 +24,8 @@ class Layer:
     """Rules of weight and bias; absent: as `torch.nn.Linear`."""
     skip: bool = False
     """The network's input is concatenated to this layer's input."""
+    skip_scale: float = 1.0
+    """Factor of this layer's whole input where there is a skip: 1 / sqrt(2) in SAL and IGR."""
     weight_norm: bool = False
     dropout: float = 0.0
     """After the activation, in training only."""
@@ -50,19 +52,27 @@ class MLP(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         hidden = parts
         for row, layer in zip(self.table, self.layers):
-            x = row.activation(layer(*hidden, *(parts if row.skip else ())))
+            if row.skip:
+                hidden = (*hidden, *parts)
+                if row.skip_scale != 1.0:
+                    hidden = tuple(part * row.skip_scale for part in hidden)
+            x = row.activation(layer(*hidden))
             if row.dropout and self.training:
                 x = F.dropout(x, row.dropout)
             hidden = (x,)
         return hidden[0]
 
     def describe(self, prefix: str) -> list[dict[str, Any]]:
-        """The layers in order of evaluation: y = activation(scale (W [x, skip] + b))."""
+        """The layers in order of evaluation: y = activation(scale (W [x, skip] + b)).
+
+        With `skip_scale` k other than 1: W (k [x, skip]).
+        """
         return [
             {
                 **layer.describe(f"{prefix}.layers.{i}" if prefix else f"layers.{i}"),
                 **describe_activation(row.activation),
                 "skip": row.skip,
+                **({"skip_scale": row.skip_scale} if row.skip_scale != 1.0 else {}),
                 "dropout": row.dropout,
             }
             for i, (row, layer) in enumerate(zip(self.table, self.layers))
