@@ -15,3 +15,8 @@ def code_norm(code: Float[Tensor, "n *z"]) -> Float[Tensor, "n"]:
 def code_mean_square(code: Float[Tensor, "n *z"]) -> Float[Tensor, "n"]:
     """Mean of the squared entries (DeepSDF's code at test time)."""
     return torch.mean(code.flatten(1).square(), 1)
+
+
+def code_mean_absolute(code: Float[Tensor, "n *z"]) -> Float[Tensor, "n"]:
+    """Mean of the absolute entries (IGR's code at test time)."""
+    return torch.mean(code.flatten(1).abs(), 1)
