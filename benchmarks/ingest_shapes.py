@@ -5,7 +5,8 @@
 Bare calls: libigl's `fast_winding_number`, its distance tree (build and query) at the stored query
 points in their stored order, and the area-uniform surface sampling of trimesh, for as many points.
 Decoding: bytes of the file to the columns of a prepared shard. Both in one process with one thread,
-in turn, the better of two rounds each. Without a folder the shapes of `jobs/demo_shapes.py`.
+in turn, the better of two rounds each. Without a folder the shapes of
+`pipeline/ingest/procedural.py`.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         if given.folder is None:
-            from jobs.demo_shapes import make_shapes
+            from pipeline.ingest.procedural import make_shapes
 
             make_shapes(made, per_class=4)
         folder = Path(given.folder or made)
@@ -134,7 +135,7 @@ def main() -> int:
                 rows.append(measure(path.read_bytes(), path.name, ShapeIngest()))
             except RejectedSample as error:
                 rejected.append(f"{path.name}: {error.code.value} {error}")
-        what = Path(given.folder).name if given.folder else "jobs/demo_shapes.py"
+        what = Path(given.folder).name if given.folder else "pipeline/ingest/procedural.py"
     if not rows:
         print(f"no mesh below {folder} could be read", file=sys.stderr)
         return 2

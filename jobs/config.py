@@ -321,7 +321,7 @@ def absolute(run: Run, folder: str) -> Run:
     """The run with its relative local paths made absolute."""
     dumped = run.model_dump(mode="json")
     for path, location in locations(run):
-        if "://" not in location.url:
+        if location.scheme == "file" and "://" not in location.url:
             at = dumped
             for part in path:
                 at = at[part]

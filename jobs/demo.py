@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs import text
-from jobs.demo_data import make_images
-from jobs.demo_shapes import make_shapes
 from jobs.driver import Driver
 from jobs.run import STAGES, execute, summary_lines
 from jobs.units import stopping
+from pipeline.ingest.photographs import make_crops
+from pipeline.ingest.procedural import make_shapes
 from schemas.run import Run
 
 SHAPES = {
@@ -46,7 +46,7 @@ def do_demo(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     out = Path(arguments.out).absolute()
     data = {"images": out / "data" / "photos", "shapes": out / "data" / "shapes"}
-    make_images(data["images"])
+    make_crops(data["images"])
     make_shapes(data["shapes"], per_class=5)
     runs = [demo_run(name, keys, data, out) for name, keys in RUNS.items()]
     with stopping() as stop:

@@ -28,7 +28,8 @@ class Location(Schema):
     """
 
     url: str
-    """`s3://bucket/prefix/`, `file:///folder/`, a plain path, `memory://name/` or `http(s)://...`."""
+    """`s3://bucket/prefix/`, `file:///folder/`, a plain path, `memory://name/`, `http(s)://...`;
+    of a dataset also `sample:NAME`."""
     endpoint: str | None = None
     """Address of an S3-compatible server, e.g. `https://minio.lab:9000`; AWS when absent."""
     region: str | None = None
@@ -62,6 +63,8 @@ class Location(Schema):
 
     @property
     def scheme(self) -> str:
+        if self.url.startswith("sample:"):
+            return "sample"
         return urlsplit(self.url).scheme if "://" in self.url else "file"
 
     def at(self, suffix: str) -> Location:

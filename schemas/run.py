@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -60,8 +61,30 @@ class SplitRule(Schema):
         return self
 
 
+SAMPLE_SETS: dict[str, Kind] = {
+    "photos": "images",
+    "pictures": "images",
+    "glyph-images": "images",
+    "shapes": "shapes",
+    "glyphs": "shapes",
+    "scenes": "shapes",
+    "clouds": "points",
+}
+"""Data sets that are made from what the installed packages ship: `sample:NAME`."""
+
+
+def sample_set_name(url: str) -> str:
+    """The name in `sample:NAME`; an unknown one is an error that names the nearest."""
+    name = url.removeprefix("sample:").strip("/")
+    if name not in SAMPLE_SETS:
+        close = difflib.get_close_matches(name, SAMPLE_SETS, 1, 0.5)
+        hint = f"did you mean 'sample:{close[0]}'? " if close else ""
+        raise ValueError(f"there is no sample set '{name}'; {hint}all: {', '.join(SAMPLE_SETS)}")
+    return name
+
+
 class Dataset(Location):
-    """What is read: a prefix, a container, or a table of URIs."""
+    """What is read: a prefix, a container, a table of URIs, or `sample:NAME`."""
 
     kind: Kind
     """What one sample is."""
@@ -75,6 +98,14 @@ class Dataset(Location):
     """Names of the columns of a table, where they differ from uri, id, label, split, image."""
     label: LabelRule = LabelRule()
     split: SplitRule = SplitRule()
+
+    @model_validator(mode="after")
+    def _sample_set_of_the_kind(self) -> Dataset:
+        if self.scheme == "sample":
+            kind = SAMPLE_SETS[sample_set_name(self.url)]
+            if kind != self.kind:
+                raise ValueError(f"{self.url} holds {kind}; set kind: {kind}")
+        return self
 
 
 class CommonIngest(Schema):
@@ -286,7 +317,7 @@ class Run(Schema):
     @field_validator("store")
     @classmethod
     def _store_is_writable(cls, store: Location) -> Location:
-        if store.scheme in ("http", "https"):
+        if store.scheme in ("http", "https", "sample"):
             raise ValueError("a store needs a file, s3 or memory URL")
         if store.scheme == "s3" and not urlsplit(store.url).path.strip("/"):
             raise ValueError("a store needs a name in its bucket: s3://BUCKET/NAME.zarr")

@@ -59,6 +59,10 @@ def find_target(dataset: Dataset) -> Target:
     Raises:
         FileNotFoundError: there is nothing at the URL (a bucket prefix may be empty, though).
     """
+    if dataset.scheme == "sample":
+        from pipeline.ingest.sample_sets import folder as sample_folder
+
+        dataset = dataset.model_copy(update={"url": str(sample_folder(dataset.url))})
     base = Location(**{name: getattr(dataset, name) for name in Location.model_fields})
     url = dataset.url
     folder, _, name = url.rstrip("/").rpartition("/")

@@ -13,9 +13,9 @@ import trimesh
 import yaml
 
 from jobs.cli import main
-from jobs.demo_shapes import make_shapes
 from pipeline import open_store, store
 from pipeline.ingest.prepared import open_prepared
+from pipeline.ingest.procedural import make_shapes
 from pipeline.storage import Objects, open_objects
 from schemas.base import Location
 from tests.jobs.pictures import write_pictures

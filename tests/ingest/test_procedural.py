@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from jobs.demo_shapes import make_shapes
 from pipeline.ingest.meshes import decode_shape
+from pipeline.ingest.procedural import make_shapes
 from schemas.run import ShapeIngest
 
 
