@@ -1,0 +1,1 @@
+"""Fast paths on CUDA: one Triton kernel that fits small networks on the chip, and graphs."""

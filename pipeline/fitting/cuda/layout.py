@@ -1,0 +1,110 @@
+"""Rows as the kernel holds them, and what of a network fits on a multiprocessor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.fields.bind import Tensors
+from pipeline.fitting.fused.recognize import Recognized
+
+FEW, COLUMNS = 4, 16
+"""As in `kernel`: numbers kept for coordinates and channels, and what products pad them to."""
+REGISTERS = 256 * 2**10
+"""Bytes of registers of a multiprocessor (NVIDIA from Volta on)."""
+SPILLED = 0.5
+"""Part of `REGISTERS` that may spill to the first cache before the kernel is no longer chosen."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places of a row's parameters; widths are padded to a power of two (`kernel`)."""
+
+    dims: int
+    width: int
+    hidden: int
+    channels: int
+    names: tuple[tuple[str, str], ...]
+    """Parameter names of weight and bias of each layer."""
+
+    @classmethod
+    def of(cls, method: Recognized) -> Layout:
+        return cls(method.dims, method.width, method.hidden, method.channels, method.names)
+
+    @property
+    def padded(self) -> int:
+        return max(16, 1 << (self.width - 1).bit_length())
+
+    @property
+    def size(self) -> int:
+        w = self.padded
+        return 2 * FEW * w + self.hidden * (w * w + w) + FEW
+
+    def parts(self, flat: Float[Tensor, "n _"]) -> list[tuple[Tensor, Tensor]]:
+        """Views of weight and bias of every layer."""
+        n, w, real, h = len(flat), self.padded, self.width, self.hidden
+        sizes = [FEW * w, h * w * w, h * w, FEW * w, FEW]
+        first, hidden, biases, last, last_bias = flat.split(sizes, 1)
+        first, last = first.view(n, FEW, w), last.view(n, FEW, w)
+        hidden, biases = hidden.view(n, h, w, w), biases.view(n, h, w)
+        return [
+            (first[:, : self.dims, :real].transpose(1, 2), first[:, self.dims, :real]),
+            *((hidden[:, k, :real, :real], biases[:, k, :real]) for k in range(h)),
+            (last[:, : self.channels, :real], last_bias[:, : self.channels]),
+        ]
+
+    def pack(self, rows: Tensors) -> Float[Tensor, "n _"]:
+        """Flat rows of parameters by name."""
+        some = rows[self.names[0][0]]
+        flat = some.new_zeros(len(some), self.size)
+        for (weight, bias), (w, b) in zip(self.parts(flat), self.names):
+            weight.copy_(rows[w])
+            bias.copy_(rows[b])
+        return flat
+
+    def unpack(self, flat: Float[Tensor, "n _"]) -> Tensors:
+        """Parameters by name; the inverse of `pack`."""
+        rows = {}
+        for (weight, bias), (w, b) in zip(self.parts(flat), self.names):
+            rows[w], rows[b] = weight.contiguous(), bias.contiguous()
+        return rows
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a program is cut."""
+
+    tile: int
+    """Points in work at a time."""
+    warps: int
+
+
+def shape_of(layout: Layout, mode: str) -> Shape:
+    """Tiles of 64 points fill the matrix units; more warps where one program needs more registers
+    than 128 threads may hold."""
+    if layout.padded <= 32:
+        return Shape(64, 4)
+    small = layout.padded == 64 and layout.hidden <= 1 and mode == "bf16"
+    return Shape(64, 4) if small else Shape(64, 8)
+
+
+def register_bytes(layout: Layout, mode: str, tile: int) -> int:
+    """What a program keeps in registers while it works on a tile."""
+    w, h = layout.padded, layout.hidden
+    gradients = h * (w * w + COLUMNS * w) + 2 * COLUMNS * w + 2 * COLUMNS * tile
+    kept = (h + 1) * 2 * tile * w / (2 if mode == "bf16" else 1)
+    return int(4 * (gradients + kept + 2 * tile * w))
+
+
+def too_large(layout: Layout, mode: str) -> str:
+    """Empty if a network fits on a multiprocessor, else why it does not."""
+    needed = register_bytes(layout, mode, shape_of(layout, mode).tile)
+    most = REGISTERS * (1 + SPILLED)
+    if needed <= most:
+        return ""
+    return (
+        f"{layout.hidden + 1} x {layout.width} needs {needed // 1024} KB of registers for its "
+        f"gradients and activations, more than {most / 1024:.0f} KB"
+    )

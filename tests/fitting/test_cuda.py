@@ -1,0 +1,181 @@
+"""The kernel of GPUs, by Triton's interpreter on the CPU: equal to the lanes to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline import methods
+from pipeline.fields.activations import Identity, Relu
+from pipeline.fields.mlp import MLP, Layer
+from pipeline.fitting import fit_rows
+from pipeline.fitting.cuda.layout import Layout, too_large
+from pipeline.fitting.fused.recognize import recognize
+from pipeline.fitting.method import Descend, Target
+from pipeline.fitting.optimizers import Adam
+from pipeline.fitting.starts import starts_of
+from pipeline.fitting.units import Unit
+from pipeline.objectives.distance import DistanceError
+from pipeline.samples import load_samples
+from tests.fitting.tables import box_table, picture_table
+
+pytest.importorskip("triton", reason="triton is not installed (Linux on x86-64 only)")
+
+from pipeline.fitting.cuda.run import DIVERGED, MET, SPENT, Loop
+
+
+def images(sizes, **settings):
+    samples = load_samples(picture_table(sizes), "images")
+    config = methods.configure("siren", "default", {"depth": 2, "width": 16, **settings})
+    return methods.build("siren", config, samples.form), samples
+
+
+def shapes(count, near=100, **settings):
+    samples = load_samples(box_table(count, points=near, held=16), "shapes")
+    size = {"depth": 2, "width": 16, "points": 60}
+    config = methods.configure("sdf", "default", {**size, **settings})
+    return methods.build("sdf", config, samples.form), samples
+
+
+def with_phase(method, **changes):
+    return replace(method, fit=(replace(method.fit[0], **changes),))
+
+
+def by_kernel(method, samples, seed=1, mode="fp32", **settings):
+    """(rows by name, outcomes) of the kernel."""
+    loop, unit = Loop(method, mode, "cpu", **settings), Unit.of(0, samples, seed)
+
+    def starts(index):
+        return starts_of(method, {}, samples, index, seed)[0]
+
+    ((_, rows, outcomes),) = loop.fit(unit, starts)
+    return rows, outcomes
+
+
+def distance(rows, plain):
+    """Largest difference of parameters, relative to the largest parameter."""
+    worst = [(rows[n] - plain[n]).abs().max() / plain[n].abs().max() for n in plain]
+    return float(max(worst))
+
+
+def check(method, samples, seed=1, steps=0, **settings):
+    """Outcomes of the kernel, which are those of the lanes."""
+    plain = fit_rows(method, {}, samples, seed=seed, lanes=2)
+    rows, outcomes = by_kernel(method, samples, seed, **settings)
+    assert max(abs(o.steps - s) for o, s in zip(outcomes, plain.steps.tolist())) <= steps
+    if not steps:
+        assert [o.loss for o in outcomes] == pytest.approx(plain.loss.tolist(), rel=1e-4)
+        # Adam's first steps move by the rate whatever the gradient: rounding of tiny ones shows.
+        assert distance(rows, plain.rows) < 1e-3
+    return outcomes
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "sizes"),
+    [(20, 2, [(8, 8), (5, 9), (3, 3)]), (16, 1, [(9, 13)]), (64, 2, [(8, 9)]), (64, 3, [(6, 7)])],
+)
+def test_some_steps_on_images_equal_the_lanes(width, depth, sizes):
+    method, samples = images(sizes, width=width, depth=depth, steps=5, target_psnr=None)
+    outcomes = check(method, samples)
+    assert [o.reason for o in outcomes] == [SPENT] * len(sizes)
+
+
+def test_positive_parts_equal_the_lanes_and_one_channel_does():
+    method, samples = shapes(2, steps=6, width=20)
+    layers = [Layer(20, Relu()), Layer(20, Relu()), Layer(1, Identity())]
+    check(replace(method, field=replace(method.field, model=MLP(3, layers))), samples)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_drawn_points_of_shapes_equal_the_lanes(both):
+    """Same draws, also past the end of the sets, schedule and smoothed loss."""
+    method, samples = shapes(3, near=70, steps=8)
+    method = with_phase(
+        method,
+        size=replace(method.fit[0].size, near=90, uniform=33),
+        updates=(Descend(DistanceError(0.1, both), method.fit[0].updates[0].groups),),
+        target=Target(1e-6, "sdf", smooth=0.5),
+    )
+    outcomes = check(method, samples)
+    assert all(o.watched != o.loss for o in outcomes)
+
+
+def test_large_images_draw_blocks_of_their_pixels():
+    method, samples = images([(9, 8), (8, 8)], pixels=40, steps=5, target_psnr=None)
+    check(method, samples)
+
+
+def test_rows_end_at_the_step_at_which_they_end_in_lanes():
+    method, samples = images([(6, 6)] * 5, target_psnr=11.0, steps=14)
+    outcomes = check(method, samples, steps=1)
+    assert {o.reason for o in outcomes} == {MET, SPENT}
+    assert all(o.loss <= method.fit[0].target.value for o in outcomes if o.reason == MET)
+
+
+def test_a_smoothed_target_ends_a_shape_as_in_the_lanes():
+    method, samples = shapes(2, steps=30)
+    method = with_phase(method, target=Target(0.045, "sdf", smooth=0.8))
+    outcomes = check(method, samples, steps=1)
+    assert [o.reason for o in outcomes] == [MET] * 2
+    assert min(o.steps for o in outcomes) >= 10
+
+
+def test_bits_depend_on_nothing_but_the_row():
+    """Not on the number of programs, more or fewer than rows, nor on the order of rows."""
+    table = picture_table([(6, 6), (5, 7), (4, 4)])
+    method, samples = images([(6, 6)], steps=6, target_psnr=8.0)
+    samples = load_samples(table, "images")
+    first, outcomes = by_kernel(method, samples, programs=1)
+    order = [2, 0, 1]
+    mixed = load_samples(pa.concat_tables([table.slice(i, 1) for i in order]), "images")
+    again, others = by_kernel(method, mixed, programs=5)
+    for name, value in first.items():
+        assert torch.equal(value[order], again[name])
+    assert [outcomes[i].steps for i in order] == [o.steps for o in others]
+
+
+def test_a_row_that_is_not_finite_starts_again_at_a_lower_rate_and_harms_nobody():
+    method, samples = images([(4, 4)] * 3, steps=6, target_psnr=None)
+    wild = with_phase(method, updates=(Descend(method.fit[0].updates[0].loss, {"": Adam(1e37)}),))
+    plain = fit_rows(wild, {}, samples, seed=0, lanes=2)
+    _, outcomes = by_kernel(wild, samples, seed=0)
+    assert [o.reason for o in outcomes] == [DIVERGED] * 3
+    assert [o.request.factor for o in outcomes] == [0.25] * 3
+    assert all(np.isfinite(o.loss) for o in outcomes)
+    assert [o.steps for o in outcomes] == plain.steps.tolist()
+    # one of several: its start is not a number
+    good, _ = by_kernel(method, samples, seed=0)
+    loop, unit = Loop(method, "fp32", "cpu"), Unit.of(0, samples, 0)
+
+    def starts(index):
+        rows = starts_of(method, {}, samples, index, 0)[0]
+        for value in rows.values():
+            value[index == 1] = float("nan")
+        return rows
+
+    ((_, rows, outcomes),) = loop.fit(unit, starts)
+    assert [o.reason for o in outcomes] == [SPENT, DIVERGED, SPENT]
+    assert all(torch.equal(rows[n][::2], good[n][::2]) for n in rows)
+
+
+@pytest.mark.parametrize(("mode", "within"), [("tf32", 3e-3), ("bf16", 3e-2)])
+def test_rounded_factors_change_a_fit_a_little(mode, within):
+    method, samples = images([(8, 8)] * 2, width=32, steps=10, target_psnr=None)
+    plain = fit_rows(method, {}, samples, seed=1, lanes=2)
+    _, outcomes = by_kernel(method, samples, mode=mode)
+    losses = np.array([o.loss for o in outcomes])
+    change = np.abs(losses / plain.loss.numpy() - 1)
+    assert (change > 1e-6).all()
+    assert (change < within).all()
+
+
+def test_networks_that_do_not_fit_on_a_chip_are_named():
+    def of(width, depth):
+        return Layout.of(recognize(images([(4, 4)], width=width, depth=depth)[0]))
+
+    assert too_large(of(64, 3), "bf16") == ""
+    assert "KB of registers" in too_large(of(256, 4), "bf16")
