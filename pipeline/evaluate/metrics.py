@@ -63,8 +63,8 @@ SHAPE_METRICS = (
     _column("iou_near", "IoU of the insides on held-out points near the surface"),
     _column(
         "distance_error_near",
-        "mean |error| of the signed distance at held-out near-surface points, in normalised units; "
-        "NaN for fields without distance",
+        "mean |error| of the signed distance at held-out near-surface points, in normalised units "
+        "(of its magnitude where the data has no sign); NaN for fields without distance",
     ),
 )
 POINT_METRICS = (
@@ -214,9 +214,12 @@ def _measure_shape(ask: PointReader, line: Line) -> dict[str, float]:
         if not len(coords):
             continue
         quantities = ask(torch.from_numpy(coords))
-        found[f"iou_{name}"] = iou(inside_of(quantities).reshape(-1), np.signbit(distance))
+        signed = f"held_{name}_distance" in line
+        if signed:
+            found[f"iou_{name}"] = iou(inside_of(quantities).reshape(-1), np.signbit(distance))
         if name == "near" and "sdf" in quantities:
-            error = quantities["sdf"].float().cpu().numpy().reshape(-1) - distance
+            sdf = quantities["sdf"].float().cpu().numpy().reshape(-1)
+            error = (sdf if signed else np.abs(sdf)) - distance
             found["distance_error_near"] = float(np.abs(error).mean())
     return found
 

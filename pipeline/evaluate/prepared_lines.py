@@ -41,14 +41,15 @@ def held_out_pixels(line: Line) -> np.ndarray:
 
 
 def decode_points(line: Line, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [p, 3] and distances [p] (empty where the set has none) of a point set."""
+    """Coordinates [p, 3] of a point set and its distances [p], signed or not (empty without)."""
     compact = line["precision"].as_py() == "compact"
     stored = np.frombuffer(line[f"{name}_coords"].as_buffer(), "<u2" if compact else "<f4")
     coords = stored.astype(np.float32).reshape(-1, 3)
     if compact:
         coords = coords * np.float32(2 / 65535) - np.float32(1)
     distance = np.zeros(0, np.float32)
-    if f"{name}_distance" in line:
-        stored = np.frombuffer(line[f"{name}_distance"].as_buffer(), "<f2" if compact else "<f4")
-        distance = stored.astype(np.float32)
+    for column in (f"{name}_distance", f"{name}_unsigned_distance"):
+        if column in line:
+            stored = np.frombuffer(line[column].as_buffer(), "<f2" if compact else "<f4")
+            distance = stored.astype(np.float32)
     return coords, distance

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from pipeline.ingest.cloud_distances import distance_sets
 from pipeline.ingest.mesh import double_areas
 from pipeline.ingest.mesh_files import color_bytes, short
 from pipeline.ingest.meshes import READERS, clean_mesh, read_mesh, suffix
@@ -249,7 +250,7 @@ def _sampled(files, main, ingest, seed_key) -> Cloud:
 def decode_cloud(
     files: dict[str, bytes], main: str, ingest: PointIngest, seed_key: str
 ) -> dict[str, object]:
-    """Columns of `schemas.samples.POINTS` of one sample: a function of its arguments alone.
+    """Columns of `schemas.samples.form_schema` of one sample: a function of its arguments alone.
 
     Raises:
         RejectedSample: the sample cannot be used; its code and message say why.
@@ -279,6 +280,8 @@ def decode_cloud(
         columns[f"{name}_coords"] = coords.tobytes()
         columns[f"{name}_normals"] = None if unit is None else unit[pick].astype("<f2").tobytes()
         columns[f"{name}_color"] = None if cloud.color is None else cloud.color[pick].tobytes()
+    if ingest.near or ingest.uniform:
+        columns |= distance_sets(place.to_box(points[order]), held, ingest, seed_key)
     return columns | {"center": place.center.tolist(), "scale": place.scale}
 
 

@@ -122,14 +122,14 @@ def check_thickness(vertices: np.ndarray) -> None:
         raise RejectedSample(
             Code.DEGENERATE,
             "flat: all vertices lie in one plane, so nothing is inside; "
-            "read it with dataset.kind: points",
+            "set ingest.sign: none, or read it with dataset.kind: points",
         )
 
 
 def decode_shape(
     files: dict[str, bytes], main: str, ingest: ShapeIngest, seed_key: str
 ) -> dict[str, object]:
-    """Columns of `schemas.samples.SHAPES` of one sample: a function of its arguments alone.
+    """Columns of `schemas.samples.form_schema` of one sample: a function of its arguments alone.
 
     Args:
         files: The sample's objects and those `siblings` names, by key.
@@ -141,6 +141,7 @@ def decode_shape(
     mesh = clean_mesh(read_mesh(files, main, ingest.max_faces))
     place = normalization(mesh.vertices, ingest.normalize)
     mesh = replace(mesh, vertices=place.to_box(mesh.vertices))
-    check_thickness(mesh.vertices)
+    if ingest.sign != "none":
+        check_thickness(mesh.vertices)
     columns = sample_shape(mesh, ingest, seed_key)
     return columns | {"center": place.center.tolist(), "scale": place.scale}

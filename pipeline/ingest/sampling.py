@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline.ingest.mesh import Mesh, corner_color, double_areas, is_watertight, welded_faces
 from pipeline.ingest.normalize import rounded
+from pipeline.ingest.voxels import inside_cells
 from schemas.run import ShapeIngest
 from schemas.samples import Code, RejectedSample
 
@@ -75,7 +76,18 @@ def draw_near(
     stds: tuple[float, ...],
 ) -> Float64[np.ndarray, "p 3"]:
     """Surface points moved by Gaussian noise; a point that leaves the box is drawn again."""
-    std = rng.permutation(np.resize(np.array(stds), len(surface)))[:, None]
+    std = rng.permutation(np.resize(np.array(stds), len(surface)))
+    return jittered(rng, surface, std, f"ingest.near_std {max(stds):g}")
+
+
+def jittered(
+    rng: np.random.Generator,
+    surface: Float64[np.ndarray, "p 3"],
+    std: Float64[np.ndarray, "p"],
+    what: str,
+) -> Float64[np.ndarray, "p 3"]:
+    """Points moved by Gaussian noise, of a deviation each, within the box."""
+    std = std[:, None]
     points = surface + std * rng.standard_normal(surface.shape)
     outside = np.flatnonzero((np.abs(points) > 1).any(1))
     for _ in range(REDRAWS):
@@ -83,9 +95,7 @@ def draw_near(
             return points
         points[outside] = surface[outside] + std[outside] * rng.standard_normal((len(outside), 3))
         outside = outside[(np.abs(points[outside]) > 1).any(1)]
-    raise ValueError(
-        f"ingest.near_std {max(stds):g} puts nearly all points outside the box; the box is [-1, 1]"
-    )
+    raise ValueError(f"{what} puts nearly all points outside the box; the box is [-1, 1]")
 
 
 def signed_distances(
@@ -127,7 +137,10 @@ def _morton(points: Float64[np.ndarray, "p 3"]) -> Int64[np.ndarray, "p"]:
 def sample_shape(
     mesh: Mesh, ingest: ShapeIngest, seed_key: str
 ) -> dict[str, bytes | float | int | bool | list[str] | None]:
-    """Columns of `schemas.samples.SHAPES`, without center and scale, of a mesh in the box.
+    """Columns of `schemas.samples.form_schema`, without center and scale, of a mesh in the box.
+
+    Its doubt is recorded in any case; with `ingest.sign: none` nothing is rejected for it,
+    distances have no sign and normals point where the file has them point.
 
     Raises:
         RejectedSample: the mesh has no area, or its inside is in doubt.
@@ -158,18 +171,23 @@ def sample_shape(
     inside = distance < 0
     counted = slice(0, ingest.near + ingest.uniform)
     doubt = _doubt(winding[counted], distance[counted])
-    _check_doubt(doubt, inside, ingest)
+    column = "distance"
+    if ingest.sign == "none":
+        column, distance = "unsigned_distance", np.abs(distance)
+    else:
+        _check_doubt(doubt, inside, ingest)
 
     columns: dict = {}
     starts = np.cumsum([0, *sizes.values()])
     for (name, count), start in zip(sizes.items(), starts):
         columns[f"{name}_coords"] = stored[name].tobytes()
-        columns[f"{name}_distance"] = stored_distance(
+        columns[f"{name}_{column}"] = stored_distance(
             distance[start : start + count], ingest.precision
         ).tobytes()
     welded = welded_faces(vertices, faces)
     outward = normals / areas[:, None]
-    outward = outward * _orientation(nearest, before, inside, welded)[:, None]
+    if ingest.sign != "none":
+        outward = outward * _orientation(nearest, before, inside, welded)[:, None]
     for name, count in (("surface", ingest.surface), ("held_surface", ingest.held_out)):
         rng = stream(seed_key, ingest.seed, name)
         on = draw_surface(rng, vertices, faces, cumulative, count)
@@ -177,6 +195,9 @@ def sample_shape(
         columns[f"{name}_normals"] = outward[on.face].astype("<f2").tobytes()
         columns[f"{name}_color"] = _packed(surface_color(mesh, on))
         columns[f"{name}_part"] = _packed(_surface_part(mesh, on))
+    if ingest.voxels:
+        cells = inside_cells(vertices, faces, ingest.voxels)
+        columns["voxels"] = np.packbits(cells).tobytes()
     return columns | {
         "part_names": list(mesh.part_names) if columns["surface_part"] is not None else None,
         "precision": ingest.precision,
@@ -236,7 +257,8 @@ def _doubt(winding, distance) -> float:
 
 def _check_doubt(doubt: float, inside: np.ndarray, ingest: ShapeIngest) -> None:
     way_out = (
-        "set ingest.max_doubt: 1 to keep it all the same, or read it with dataset.kind: points"
+        "set ingest.max_doubt: 1 to keep it all the same, ingest.sign: none for methods that need "
+        "no sign, or read it with dataset.kind: points"
     )
     if doubt > ingest.max_doubt:
         raise RejectedSample(
