@@ -17,6 +17,7 @@ from pipeline.ingest.obj import read_obj
 from pipeline.ingest.pictures import resolve
 from pipeline.ingest.ply import ply_mesh, read_ply
 from pipeline.ingest.sampling import sample_shape
+from pipeline.ingest.views import view_columns
 from pipeline.ingest.vrml import read_vrml
 from schemas.run import ShapeIngest
 from schemas.samples import Code, RejectedSample
@@ -144,4 +145,6 @@ def decode_shape(
     if ingest.sign != "none":
         check_thickness(mesh.vertices)
     columns = sample_shape(mesh, ingest, seed_key)
+    if ingest.views:
+        columns |= view_columns(mesh, ingest, seed_key)
     return columns | {"center": place.center.tolist(), "scale": place.scale}
