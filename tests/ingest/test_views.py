@@ -127,7 +127,7 @@ def test_each_pixel_shows_the_nearest_triangle_of_a_soup_as_brute_force_finds_it
         assert (mask[view] == np.isfinite(best)).mean() > 0.999
         both = mask[view] & np.isfinite(best)
         assert both.mean() > 0.1
-        assert np.abs(depth[view] - best)[both].max() < 1e-6
+        assert np.abs(depth[view][both] - best[both]).max() < 1e-6
 
 
 def test_order_and_orientation_of_faces_do_not_matter():
