@@ -52,6 +52,8 @@ class Size:
     """Cells an axis of the grid, a divisor of the stored one's (any-occupied pooling); 0: none."""
     views: int = 0
     """Views, drawn anew each step where it is not all of them (`ALL`)."""
+    picture: bool = False
+    """Images as whole pictures too; samples of other heights and widths are other batches."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,16 @@ class Pixels:
     color: Float[Tensor, "n p c"]
     """In [0, 1]."""
     weight: Float[Tensor, "n p"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Whole images, for encoders and for measurements of the whole (projections, frequencies)."""
+
+    color: Float[Tensor, "n h w c"]
+    """In [0, 1], held-out pixels included: a loss or encoder on pixels leaves out `seen` = 0."""
+    seen: Float[Tensor, "n h w"]
+    """1 at pixels of the context, 0 at those held out."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,7 @@ class Batch:
     """What is drawn of some samples: one optional member a prepared form, sample axis first."""
 
     grid: Pixels | None = None
+    picture: Picture | None = None
     points: Points | None = None
     voxels: Voxels | None = None
     views: Views | None = None
@@ -95,6 +108,8 @@ def require(form: FormSpec, size: Size) -> None:
     wanted = {name: getattr(size, name) for name in POINT_SETS}
     if form.kind == "images":
         wanted = {}
+    elif size.picture:
+        raise ValueError(f"whole pictures are needed; this dataset has {form.kind}")
     for name, count in wanted.items():
         if count and form.sets is not None and name not in form.sets:
             raise ValueError(
@@ -220,7 +235,7 @@ class Samples:
     def parts(self, role: Role, size: Size) -> dict[str, int]:
         """The sets that a role draws from, with what a step takes of each."""
         if self.form.kind == "images":
-            return {role: size.pixels}
+            return {role: size.pixels} if size.pixels else {}
         prefix = "held_" if role == "query" else ""
         wanted = {"near": size.near, "uniform": size.uniform, "surface": size.surface}
         return {prefix + name: count for name, count in wanted.items() if count}
@@ -240,6 +255,8 @@ class Samples:
             if size.views:  # a draw of some views differs from step to step
                 every = size.views in (ALL, self.form.views)
                 columns.append([self.form.views if every else -size.views] * len(self))
+            if size.picture:
+                columns += [self.sizes.prod(1).tolist(), self.sizes[:, 1].tolist()]
             known = torch.tensor(columns, dtype=torch.int64).reshape(len(columns), len(self)).T
             self.classes[role, size] = known
         return known
@@ -267,7 +284,10 @@ class Samples:
             )
         taken = dict(zip(self.parts(role, size), classes[0].tolist()))
         if self.form.kind == "images":
-            return Batch(grid=self._pixels(index, role, taken[role], draw))
+            return Batch(
+                grid=self._pixels(index, role, taken[role], draw) if taken else None,
+                picture=self._picture(index) if size.picture else None,
+            )
         views = None
         if size.views:
             views = self.views.take(index, abs(int(classes[0, -1])), draw)
@@ -287,6 +307,24 @@ class Samples:
         x = raster - y * width
         coords = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
         return Pixels(coords, _decode_color(pixels.columns["color"][place]), weight)
+
+    def _picture(self, index: Tensor) -> Picture:
+        height, width = self.sizes[index[0]].tolist()
+        size = height * width  # one more place takes what pads the shorter sets
+        color = torch.zeros(len(index), size + 1, self.form.channels, device=self.device)
+        seen = torch.zeros(len(index), size + 1, device=self.device)
+        for role, pixels in self.sets.items():
+            counts = pixels.counts[index].to(self.device)[:, None]
+            place = torch.arange(int(pixels.counts[index].max()), device=self.device)
+            there = place < counts
+            place = (place * there) + pixels.starts[index].to(self.device)[:, None] * there
+            raster = torch.where(there, pixels.columns["raster"][place].long(), size)
+            values = _decode_color(pixels.columns["color"][place])
+            color.scatter_(1, raster[..., None].expand_as(values), values)
+            if role == "context":
+                seen.scatter_(1, raster, 1.0)
+        shape = len(index), height, width
+        return Picture(color[:, :size].reshape(*shape, -1), seen[:, :size].reshape(shape))
 
     def _points(self, index: Tensor, taken: dict[str, int], draw: Draw) -> Points:
         coords, distance, weights = [], [], []

@@ -265,3 +265,22 @@ def test_unsigned_distances_are_drawn_as_such():
         torch.tensor([0]), "context", Size(near=16), at(samples, torch.tensor([0]))
     ).points
     assert points.distance.shape == (1, 16)
+
+
+def test_whole_pictures_hold_every_pixel_and_mark_what_is_held_out():
+    table = picture_table([(12, 9), (12, 9), (9, 12)])
+    samples = load_samples(table, "images")
+    draw = Draw.of(samples.keys[:2], seed=0, stage="x")
+    size = Size(pixels=0, picture=True)
+    batch = samples.draw(torch.tensor([0, 1]), "context", size, draw)
+    assert batch.grid is None
+    for i in range(2):
+        stored = np.frombuffer(table["pixels"][i].as_py(), np.uint8).reshape(12, 9, -1) / 255
+        np.testing.assert_allclose(batch.picture.color[i].numpy(), stored, atol=1e-7)
+        held = np.unpackbits(np.frombuffer(table["held_out"][i].as_py(), np.uint8), count=108)
+        np.testing.assert_array_equal(batch.picture.seen[i].flatten().numpy(), 1 - held)
+        assert 0 < held.sum() < 108
+    with pytest.raises(ValueError, match="differ in size"):
+        samples.draw(torch.tensor([0, 2]), "context", size, draw)
+    with pytest.raises(ValueError, match="whole pictures"):
+        require(form_of(box_table(1), "shapes"), Size(pixels=0, picture=True))

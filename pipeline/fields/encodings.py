@@ -1,4 +1,4 @@
-"""Fixed maps of coordinates to sines and cosines."""
+"""Fixed maps of coordinates to sines and cosines, and networks behind them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.fields.initializers import Normal
+from pipeline.fields.mlp import MLP
 
 
 class FourierFeatures(nn.Module):
@@ -65,6 +66,58 @@ class PositionalEncoding(nn.Module):
         }
 
 
+class LogLinear(nn.Module):
+    """[sin(2 pi f x), cos(2 pi f x)], axis by axis, f = (2^linspace(0, octaves) - 1) cycles a unit
+    (the "positional" mapping of Tancik et al. 2020, authors' code: with the frequency 0).
+
+    Args:
+        dims: Coordinate axes.
+        count: Frequencies an axis; 1 keeps the highest alone.
+        octaves: The highest frequency is 2^octaves - 1.
+    """
+
+    def __init__(self, dims: int, count: int, octaves: float):
+        super().__init__()
+        steps = torch.linspace(0, octaves, count) if count > 1 else torch.tensor([float(octaves)])
+        rates = 2.0**steps - 1
+        self.outputs = 2 * dims * count
+        blocks = [rate * torch.eye(dims) for rate in rates.tolist()]
+        self.register_buffer("frequencies", torch.cat(blocks))
+
+    def forward(self, coords: Float[Tensor, "*p d"]) -> Float[Tensor, "*p e"]:
+        return _waves(coords, 2 * math.pi * coords @ self.frequencies.T, False)
+
+    def describe(self, prefix: str) -> dict[str, Any]:
+        return {
+            "kind": "fourier",
+            "frequencies": f"{prefix}.frequencies",
+            "factor": 2 * math.pi,
+            "identity": False,
+        }
+
+
 def _waves(coords: Tensor, angles: Tensor, identity: bool) -> Tensor:
     parts = [coords] if identity else []
     return torch.cat([*parts, torch.sin(angles), torch.cos(angles)], -1)
+
+
+class EncodedField(nn.Module):
+    """A network of encoded coordinates; `scale` and `offset` take them to the encoding's range."""
+
+    def __init__(
+        self, encoding: nn.Module | None, net: MLP, *, scale: float = 1.0, offset: float = 0.0
+    ):
+        super().__init__()
+        self.encoding = encoding
+        self.net = net
+        self.scale, self.offset = scale, offset
+
+    def forward(self, coords: Float[Tensor, "*n p d"]) -> Float[Tensor, "*n p c"]:
+        coords = coords * self.scale + self.offset
+        return self.net(coords if self.encoding is None else self.encoding(coords))
+
+    def describe(self) -> list[dict[str, Any]]:
+        first = [{"kind": "affine", "scale": self.scale, "offset": self.offset}]
+        if self.encoding is not None:
+            first.append(self.encoding.describe("encoding"))
+        return [*first, *self.net.describe("net")]
