@@ -29,6 +29,8 @@ VERBS = {
     "repair": ("jobs.stores", "mark damaged units of a store, to be fitted again"),
     "retry": ("jobs.stores", "fit failed rows again"),
     "export": ("jobs.stores", "write one sample as .ply, .obj, .glb or .png"),
+    "prior": ("jobs.prior", "a generative model of a store's rows, and samples as a store"),
+    "gan": ("jobs.prior", "a latent GAN on a store's rows, and samples as a store"),
     "methods": ("jobs.show", "list methods"),
     "config": ("jobs.show", "show a run file with every default filled in"),
     "doctor": ("jobs.doctor", "check this machine, the storage and Ray"),
@@ -171,6 +173,14 @@ def _export(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--resolution", type=_positive, help="cells an axis, or pixels of the height")
 
 
+def _job(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run_file", metavar="RUN.yaml")
+    verb.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. train.steps=500")
+    verb.add_argument(
+        "--replace", action="store_true", help="discard what a job with other keys left there"
+    )
+
+
 def _methods(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("name", nargs="?", help="one method: all its keys")
     verb.add_argument("--json", action="store_true")
@@ -224,6 +234,7 @@ ADD = {
     "repair": _store,
     "retry": _retry,
     "export": _export,
+    **dict.fromkeys(("prior", "gan"), _job),
     "methods": _methods,
     "config": _config,
     "doctor": _doctor,

@@ -141,6 +141,12 @@ class RowStream(IterableDataset):
         """Deals the shards to the consumers anew; call it on every rank before an epoch starts."""
         self._epoch[0] = epoch
 
+    def epoch(self, number: int) -> Iterator[Row]:
+        """One epoch in this process; its order is the same whenever it is asked for."""
+        self.set_epoch(number)
+        self._passes = 0
+        return iter(self)
+
     def __iter__(self) -> Iterator[Row]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)

@@ -1,0 +1,232 @@
+"""Distributions over rows: what each method minimizes, and how it draws.
+
+All of them see normalized rows. Times run from 0 (noise) to 1 (rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.downstream.codes import Codes, Space
+from pipeline.downstream.networks import build_network
+from pipeline.draw import Draw
+from schemas.downstream import Conditional, Diffusion, Flow, RectifiedFlow, Sampling
+
+Loss = Callable[[nn.Module, Codes, Draw], dict[str, Tensor]]
+"""Named terms, each one value; their sum is minimized."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One player: which parameters a loss moves, and how often a step."""
+
+    prefix: str
+    """Beginning of the parameters' names."""
+    loss: Loss
+    times: int = 1
+    """Batches (and moves) a step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+class Prior(nn.Module):
+    """A distribution over normalized rows."""
+
+    updates: tuple[Update, ...]
+    """What training descends; empty: the distribution is fitted in closed form."""
+    exact = False
+    """Whether `log_prob` is known."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int):
+        super().__init__()
+        self.shape, self.classes = shape, classes
+
+    def sample(
+        self, draw: Draw, labels: Int[Tensor, "n"], sampling: Sampling
+    ) -> Float[Tensor, "n *shape"]:
+        """One row for each key of the draw; labels: -1 = of no class."""
+        raise NotImplementedError
+
+    def log_prob(
+        self, rows: Float[Tensor, "n *shape"], labels: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """Log-density of rows, in nats."""
+        raise ValueError(f"{type(self).__name__} has no density")
+
+    def hidden(self, labels: Int[Tensor, "n"], draw: Draw, share: float) -> Int[Tensor, "n"]:
+        """Labels with a share of them hidden."""
+        if not self.classes or not share:
+            return labels
+        return torch.where(draw.uniform("hidden") < share, -1, labels)
+
+
+def guided(
+    network: nn.Module, x: Tensor, time: Tensor, labels: Int[Tensor, "n"], weight: float
+) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6 with weight = 1 + w)."""
+    if weight == 1 or bool((labels < 0).all()):
+        return network(x, time, labels)
+    free = network(x, time, torch.full_like(labels, -1))
+    return free + weight * (network(x, time, labels) - free)
+
+
+class DenoisingDiffusion(Prior):
+    """DDPM (Ho et al. 2020): noise is added in `times` levels, a network takes it away."""
+
+    def __init__(self, config: Diffusion, space: Space, shape: tuple[int, ...], classes: int):
+        super().__init__(shape, classes)
+        self.config = config
+        self.network = build_network(config, space, shape, classes)
+        betas = torch.linspace(*config.betas, config.times, dtype=torch.float64)
+        kept = torch.cumprod(1 - betas, 0)
+        if kept[-1] > 0.1:
+            raise ValueError(
+                f"method.betas: after {config.times} levels {float(kept[-1]):.0%} of the signal is "
+                "left, so sampling cannot start from noise; raise betas or times"
+            )
+        self.register_buffer("kept", kept.float(), persistent=False)
+        """Share of the signal's variance left at each level."""
+        self.updates = (Update("network.", self._loss),)
+
+    def _loss(self, model: nn.Module, batch: Codes, draw: Draw) -> dict[str, Tensor]:
+        x = batch.values
+        level = draw.integers("level", self.config.times)
+        kept = self.kept[level].reshape(-1, *(1 for _ in self.shape))
+        noise = draw.normal("noise", *self.shape)
+        noisy = kept.sqrt() * x + (1 - kept).sqrt() * noise
+        labels = self.hidden(batch.labels, draw, self.config.label_dropout)
+        found = self.network(noisy, 1 - level / self.config.times, labels)
+        goal = {
+            "noise": lambda: noise,
+            "x0": lambda: x,
+            "velocity": lambda: kept.sqrt() * noise - (1 - kept).sqrt() * x,
+        }[self.config.predict]()
+        return {"denoising": F.mse_loss(found.float(), goal)}
+
+    def sample(
+        self, draw: Draw, labels: Int[Tensor, "n"], sampling: Sampling
+    ) -> Float[Tensor, "n *shape"]:
+        """DDIM (Song et al. 2021, eq. 12 and 16)."""
+        times = self.config.times
+        steps = min(sampling.steps, times)
+        levels = torch.linspace(times - 1, 0, steps).round().long().tolist()
+        x = draw.normal("start", *self.shape)
+        for i, level in enumerate(levels):
+            kept = float(self.kept[level])
+            rest = float(self.kept[levels[i + 1]]) if i + 1 < steps else 1.0
+            time = torch.full((len(x),), 1 - level / times, device=x.device)
+            found = guided(self.network, x, time, labels, sampling.guidance).float()
+            if self.config.predict == "noise":
+                clean = (x - math.sqrt(1 - kept) * found) / math.sqrt(kept)
+            elif self.config.predict == "x0":
+                clean = found
+            else:
+                clean = math.sqrt(kept) * x - math.sqrt(1 - kept) * found
+            noise = (x - math.sqrt(kept) * clean) / math.sqrt(1 - kept)
+            sigma = 0.0
+            if rest < 1:
+                sigma = sampling.eta * math.sqrt((1 - rest) / (1 - kept) * (1 - kept / rest))
+            x = math.sqrt(rest) * clean + math.sqrt(max(1 - rest - sigma**2, 0.0)) * noise
+            if sigma:
+                x = x + sigma * draw.normal(f"step{i}", *self.shape)
+        return x
+
+
+class StraightFlow(Prior):
+    """Rectified flow (Liu et al. 2022): a velocity from noise to rows, followed by Heun's rule."""
+
+    def __init__(self, config: RectifiedFlow, space: Space, shape: tuple[int, ...], classes: int):
+        super().__init__(shape, classes)
+        self.config = config
+        self.network = build_network(config, space, shape, classes)
+        self.updates = (Update("network.", self._loss),)
+
+    def _loss(self, model: nn.Module, batch: Codes, draw: Draw) -> dict[str, Tensor]:
+        x, noise = batch.values, draw.normal("noise", *self.shape)
+        if self.config.times == "uniform":
+            time = draw.uniform("time")
+        else:
+            time = torch.sigmoid(draw.normal("time"))
+        at = time.reshape(-1, *(1 for _ in self.shape))
+        labels = self.hidden(batch.labels, draw, self.config.label_dropout)
+        found = self.network(at * x + (1 - at) * noise, time, labels)
+        return {"velocity": F.mse_loss(found.float(), x - noise)}
+
+    def sample(
+        self, draw: Draw, labels: Int[Tensor, "n"], sampling: Sampling
+    ) -> Float[Tensor, "n *shape"]:
+        def velocity(x: Tensor, time: float) -> Tensor:
+            at = torch.full((len(x),), time, device=x.device)
+            return guided(self.network, x, at, labels, sampling.guidance).float()
+
+        x, step = draw.normal("start", *self.shape), 1 / sampling.steps
+        for i in range(sampling.steps):
+            first = velocity(x, i * step)
+            second = velocity(x + step * first, (i + 1) * step)
+            x = x + step * (first + second) / 2
+        return x
+
+
+class SplineFlow(Prior):
+    """Neural spline flow (Durkan et al. 2019) of zuko."""
+
+    exact = True
+
+    def __init__(self, config: Flow, space: Space, shape: tuple[int, ...], classes: int):
+        import zuko
+
+        super().__init__(shape, classes)
+        size = math.prod(shape)
+        if size < 2 and config.passes is not None:
+            raise ValueError("method.passes: rows of one entry have nothing to couple; set null")
+        self.flow = zuko.flows.NSF(
+            features=size,
+            context=classes + 1 if classes else 0,
+            bins=config.bins,
+            transforms=config.transforms,
+            hidden_features=[config.width] * config.depth,
+            passes=config.passes,
+        )
+        self.updates = (Update("flow.", self._loss),)
+
+    def _given(self, labels: Int[Tensor, "n"]):
+        if not self.classes:
+            return self.flow()
+        index = torch.where(labels < 0, self.classes, labels)
+        return self.flow(F.one_hot(index, self.classes + 1).float())
+
+    def _loss(self, model: nn.Module, batch: Codes, draw: Draw) -> dict[str, Tensor]:
+        return {"nll": -self.log_prob(batch.values, batch.labels).mean()}
+
+    def log_prob(
+        self, rows: Float[Tensor, "n *shape"], labels: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        return self._given(labels).log_prob(rows.flatten(1))
+
+    def sample(
+        self, draw: Draw, labels: Int[Tensor, "n"], sampling: Sampling
+    ) -> Float[Tensor, "n *shape"]:
+        start = draw.normal("start", math.prod(self.shape))
+        found = self._given(labels).transform.inv(start)
+        return found.reshape(len(start), *self.shape)
+
+
+def build_prior(config: Conditional, space: Space, shape: tuple[int, ...], classes: int) -> Prior:
+    """The distribution of a method; its parameters are drawn from torch's global generator."""
+    from pipeline.downstream.adversarial import LatentGan
+    from pipeline.downstream.mixture import Mixture
+
+    known = {
+        "gaussian": Mixture,
+        "flow": SplineFlow,
+        "ddpm": DenoisingDiffusion,
+        "rectified_flow": StraightFlow,
+        "wgan_gp": LatentGan,
+    }
+    return known[config.name](config, space, shape, classes)
