@@ -97,6 +97,7 @@ def rules_of(model: nn.Module) -> dict[str, Initializer]:
 def start_rows(model: nn.Module, names: Iterable[str], draw: Draw) -> Tensors:
     """Starts parameters with a sample axis: each sample's depend on its own key only."""
     rules, shapes = rules_of(model), _shapes(model)
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
     rows = {}
     for name in names:
         if name not in rules:
@@ -104,7 +105,9 @@ def start_rows(model: nn.Module, names: Iterable[str], draw: Draw) -> Tensors:
                 f"parameter {name!r} cannot start for each sample: its module declares no rule in "
                 "`initializers`"
             )
-        rows[name] = rules[name](draw, name, shapes[name])
+        start = rules[name](draw, name, shapes[name])
+        whole = not types[name].is_floating_point
+        rows[name] = start.to(types[name]) if whole else start
         _finish(model, name, rows)
     return rows
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.fields.bind import Tensors
@@ -22,6 +22,8 @@ class Latent(nn.Module):
         trained: Whether fitting may change it.
         max_norm: Codes longer than this are scaled back when they are looked up (Euclidean norm
             over the last axis), as in DeepSDF.
+        dims: Names of the axes in a store; absent: the latent's own name and a number.
+        attributes: What a reader of the stored array should know.
     """
 
     def __init__(
@@ -31,10 +33,14 @@ class Latent(nn.Module):
         *,
         trained: bool = True,
         max_norm: float | None = None,
+        dims: Sequence[str] | None = None,
+        attributes: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.value = nn.Parameter(torch.zeros(*shape), requires_grad=trained)
+        self.value = nn.Parameter(torch.zeros(tuple(shape)), requires_grad=trained)
         self.max_norm = max_norm
+        self.dims = None if dims is None else tuple(dims)
+        self.attributes = dict(attributes or {})
         self.initializers = {"value": Normal(std) if std else Constant(0.0)}
 
     def forward(self) -> Float[Tensor, "*n *shape"]:
@@ -54,6 +60,38 @@ class Latent(nn.Module):
             "shape": list(self.value.shape),
             "max_norm": self.max_norm,
         }
+
+
+class IntegerLatent(Latent):
+    """Integers that every sample has its own of: keys and counts of a table. Never trained.
+
+    Lanes carry them as float32, so they stay within 2**24.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        dims: Sequence[str] | None = None,
+        attributes: dict[str, Any] | None = None,
+    ):
+        super().__init__(shape, trained=False, dims=dims, attributes=attributes)
+        value = torch.zeros(tuple(shape), dtype=torch.int32)
+        self.value = nn.Parameter(value, requires_grad=False)
+
+    def forward(self) -> Int[Tensor, "*n *shape"]:
+        return self.value
+
+    def limited(self, value: Int[Tensor, "*n *shape"]) -> Int[Tensor, "*n *shape"]:
+        return value
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return {**super().describe(name), "dtype": "int32"}
+
+
+def latents_of(model: nn.Module) -> dict[str, Latent]:
+    """Latent name -> module, of every latent of a model in order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Latent)}
 
 
 def latent_names(model: nn.Module) -> dict[str, str]:

@@ -61,6 +61,8 @@ class Phase:
     """(k, edit): applied to a row after every k of its steps."""
     enter: Edit | None = None
     """Maps the rows of the phase before into this one."""
+    enter_size: Size | None = None
+    """What `enter` sees; absent: `size`."""
     target: Target | None = None
     batch: int = 1
     """In training: samples a step over all workers."""

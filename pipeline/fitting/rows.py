@@ -14,22 +14,24 @@ from torch import Tensor, nn
 from pipeline.draw import Draw
 from pipeline.fields.bind import RATE, START, Tensors
 from pipeline.fields.initializers import start_once, start_rows
-from pipeline.fields.latent import latent_names
+from pipeline.fields.latent import latent_names, latents_of
 from pipeline.fitting.method import MetaLearned, Method, PerSample, row_names, shared_names
 from schemas.store import ArraySpec
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of named tensors in a flat row."""
+    """Places of named tensors in a flat row, which is float32; integers are exact up to 2**24."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    types: tuple[torch.dtype, ...]
 
     @classmethod
     def of(cls, model: nn.Module, names: Sequence[str]) -> Layout:
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        return cls(tuple(names), tuple(shapes[name] for name in names))
+        found = dict(model.named_parameters())
+        shapes = tuple(tuple(found[name].shape) for name in names)
+        return cls(tuple(names), shapes, tuple(found[name].dtype for name in names))
 
     @property
     def sizes(self) -> list[int]:
@@ -41,14 +43,17 @@ class Layout:
 
     def flat(self, tensors: Tensors) -> Float[Tensor, "n p"]:
         """Copies named tensors `[n, ...]` into one."""
-        return torch.cat([tensors[name].flatten(1) for name in self.names], 1)
+        parts = [tensors[name] for name in self.names]
+        parts = [p if p.is_floating_point() else p.to(torch.float32) for p in parts]
+        parts = [p.reshape(len(p), size) for p, size in zip(parts, self.sizes)]
+        return torch.cat(parts, 1)
 
     def split(self, flat: Float[Tensor, "n p"]) -> Tensors:
         """Views of a flat tensor by name (one node in the graph)."""
         parts = flat.split(self.sizes, 1)
         return {
-            name: part.reshape(len(flat), *shape)
-            for name, shape, part in zip(self.names, self.shapes, parts)
+            name: (part if kind.is_floating_point else part.to(kind)).reshape(len(flat), *shape)
+            for name, shape, kind, part in zip(self.names, self.shapes, self.types, parts)
         }
 
     def table(self) -> dict[str, dict]:
@@ -70,7 +75,7 @@ def _stored(method: Method) -> tuple[Layout, dict[str, str]]:
 
 def row_arrays(method: Method) -> tuple[ArraySpec, ...]:
     """The arrays of a store: `params` and `latents/<name>` with rows, then `shared/<name>`."""
-    layout, latents = _stored(method)
+    layout, _ = _stored(method)
     arrays = []
     if layout.names:
         arrays.append(
@@ -81,11 +86,18 @@ def row_arrays(method: Method) -> tuple[ArraySpec, ...]:
                 attributes={"table": layout.table()},
             )
         )
-    shapes = {name: tuple(p.shape) for name, p in method.field.model.named_parameters()}
-    for name, latent in latents.items():
-        shape = shapes[name]
-        dims = tuple(f"{latent.replace('.', '_')}_{i}" for i in range(len(shape)))
-        arrays.append(ArraySpec(name=f"latents/{latent}", shape=shape, dims=dims))
+    for latent, module in latents_of(method.field.model).items():
+        shape = tuple(module.value.shape)
+        dims = module.dims or tuple(f"{latent.replace('.', '_')}_{i}" for i in range(len(shape)))
+        arrays.append(
+            ArraySpec(
+                name=f"latents/{latent}",
+                shape=shape,
+                dims=dims,
+                dtype=str(module.value.dtype).removeprefix("torch."),
+                attributes=module.attributes,
+            )
+        )
     return (*arrays, *shared_arrays(start_shared(method, 0)))
 
 
@@ -138,6 +150,11 @@ def unpack_shared(arrays: dict[str, np.ndarray], device: str | torch.device = "c
         name.removeprefix("shared/"): torch.tensor(np.asarray(value), device=device)
         for name, value in arrays.items()
     }
+
+
+def lost(value: Tensor) -> Tensor:
+    """What stands in a row without a result: NaN, or 0 in integers."""
+    return torch.full_like(value, torch.nan if value.is_floating_point() else 0)
 
 
 def bindable(method: Method, shared: Tensors, rows: Tensors) -> Tensors:

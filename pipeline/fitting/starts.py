@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors, bind
 from pipeline.fitting.adapt import adapt
+from pipeline.fitting.enter import enter_phase
 from pipeline.fitting.method import Adversarial, Encoded, MetaLearned, Method, Phase
 from pipeline.fitting.rows import bindable, started
 from pipeline.samples import Samples
@@ -52,18 +53,7 @@ def entered(
     rows: Tensors,
     seed: int,
     number: int,
-) -> Tensors:
-    """Maps the rows of the samples at `index` into a phase."""
-    if phase.enter is None:
-        return rows
-    count = len(index)
-    if count == 1:
-        index = index.repeat(2)
-        rows = {name: torch.cat([value, value]) for name, value in rows.items()}
-    keys = samples.keys[index.to(samples.device)]
-    draw = Draw.of(keys, seed=seed, stage=f"enter/{number}")
-    with torch.no_grad():
-        bound = bind(method.model, bindable(method, shared, rows))
-        batch = samples.draw(index, phase.role, phase.size, draw)
-        new = {**rows, **phase.enter(bound, rows, batch, draw)}
-    return {name: value[:count] for name, value in new.items()}
+) -> tuple[Tensors, dict[int, str]]:
+    """Maps the rows of the samples at `index` into a phase; says which ones do not fit, and why."""
+    draw = Draw.of(samples.keys[index.to(samples.device)], seed=seed, stage=f"enter/{number}")
+    return enter_phase(method, shared, samples, index, phase, rows, draw)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 
 from pipeline.fields.bind import Tensors
-from pipeline.fitting.lanes import DIVERGED, SPENT, Lanes, Outcome, Request
+from pipeline.fitting.lanes import SPENT, Lanes, Outcome, Request
 from pipeline.fitting.method import Method, row_names
 from pipeline.fitting.paths import choose_path, default_lanes, points_of
 from pipeline.fitting.starts import entered, starts_of
-from pipeline.fitting.units import Pull, Unit
+from pipeline.fitting.units import ENDED, UNFIT, Pull, Unit
 
 AHEAD = 2
 """Units in work at a time: one that ends, and the next one, which takes its lanes."""
@@ -89,16 +90,17 @@ class Stream:
             starts: deque[Request] = deque()
 
             def following(queue=queue, starts=starts, count=count) -> Request | None:
-                if starts:
-                    return starts.popleft()
-                if not queue:
-                    take()
-                if not queue:
-                    return None
-                batch = []
-                while queue and len(batch) < count and (not batch or batch[0][0] is queue[0][0]):
-                    batch.append(queue.popleft())
-                starts.extend(self._requests(batch[0][0], [i for _, i in batch]))
+                while not starts:
+                    if not queue:
+                        take()
+                    if not queue:
+                        return None
+                    batch = []
+                    while (
+                        queue and len(batch) < count and (not batch or batch[0][0] is queue[0][0])
+                    ):
+                        batch.append(queue.popleft())
+                    starts.extend(self._requests(batch[0][0], [i for _, i in batch]))
                 return starts.popleft()
 
             engine = self._engine(0, kind, count, len(queue))
@@ -127,15 +129,18 @@ class Stream:
         return self.engines[number, kind, count]
 
     def _requests(self, unit: Unit, index: list[int]) -> list[Request]:
-        """Rows of a unit at the start of the only phase."""
+        """Rows of a unit at the start of the only phase; those that do not fit end here."""
         method, samples, at = self.method, unit.samples, torch.tensor(index)
         rows, _ = starts_of(method, self.shared, samples, at, unit.seed)
-        rows = entered(method, self.shared, samples, at, method.fit[0], rows, unit.seed, 0)
+        rows, unfit = entered(method, self.shared, samples, at, method.fit[0], rows, unit.seed, 0)
         keys = unit.keys(at, "fit/0")
-        return [
+        requests = [
             Request(samples, i, {n: v[k] for n, v in rows.items()}, keys[k], unit)
             for k, i in enumerate(index)
         ]
+        for k, why in unfit.items():
+            unit.outcomes[index[k]] = _unfit(requests[k], why)
+        return [request for k, request in enumerate(requests) if k not in unfit]
 
     def _phases(self, pull: Pull) -> Iterator[Unit]:
         """All phases of `fit`, one after another, over one unit after another."""
@@ -172,13 +177,16 @@ class Stream:
                     members = torch.tensor([i for i in order if tuple(classes[i]) == kind])
                     for part in members.split(size):
                         some = {name: value[part] for name, value in rows.items()}
-                        some = entered(method, shared, samples, part, phase, some, seed, number)
+                        some, no = entered(method, shared, samples, part, phase, some, seed, number)
                         pieces.append(some)
+                        for i, why in ((int(part[k]), why) for k, why in no.items()):
+                            if kept[i] is None:
+                                unit.outcomes[i] = _unfit(unit.outcomes[i].request, why)
                 back = torch.tensor(order).argsort()
                 rows = {name: torch.cat([p[name] for p in pieces])[back] for name in rows}
             queues: dict[Kind, deque[int]] = {}
             for i, kind in enumerate(classes):
-                if kept[i] is None and unit.outcomes[i].reason != DIVERGED:
+                if kept[i] is None and unit.outcomes[i].reason not in ENDED:
                     queues.setdefault(tuple(kind), deque()).append(i)
             keys = unit.keys(everything, f"fit/{number}")
             for kind, members in queues.items():
@@ -230,6 +238,12 @@ class Stream:
                 unit.outcomes[outcome.request.index] = outcome
             if unit.done:
                 yield unit
+
+
+def _unfit(request: Request, why: str) -> Outcome:
+    """What becomes of a row whose sample the method cannot hold."""
+    nan = float("nan")
+    return Outcome(replace(request, note=why), request.rows, UNFIT, 0, nan, nan)
 
 
 def _in_threads(jobs: Iterator, fit: Callable, threads: int) -> Iterator:

@@ -23,6 +23,7 @@ from pipeline.draw import Draw, word
 from pipeline.fields.bind import Tensors, bind
 from pipeline.fields.latent import limited_rows
 from pipeline.fitting.adapt import adapt
+from pipeline.fitting.enter import enter_phase
 from pipeline.fitting.method import (
     Adversarial,
     Autodecoded,
@@ -168,11 +169,21 @@ class _Training:
             for part in index.split(64):
                 some = {name: value[part] for name, value in self.rows.items()}
                 at = Draw(draw.keys[part], draw.step[part])
-                with torch.no_grad():
-                    batch = self.samples.draw(part, phase.role, phase.size, at)
-                    bound = bind(self.method.model, bindable(self.method, self.shared, some))
-                    for name, value in phase.enter(bound, some, batch, at).items():
-                        self.rows[name][part] = value
+                new, unfit = enter_phase(
+                    self.method, self.shared, self.samples, part, phase, some, at
+                )
+                if unfit:
+                    names = [
+                        f"{self.samples.ids[int(part[i])]!r} {unfit[i]}" for i in sorted(unfit)
+                    ]
+                    more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
+                    raise ValueError(
+                        f"method {self.method.field.method!r} cannot train on some samples: "
+                        + "; ".join(names[:5])
+                        + more
+                    )
+                for name, value in new.items():
+                    self.rows[name][part] = value
         self.slots = _slots(self.shared, phase.updates, set(self._frozen()))
         for slot in self.slots:
             width = sum(self.shared[name].numel() for name in slot.names)

@@ -14,9 +14,16 @@ from pipeline.fields.bind import Tensors
 from pipeline.fields.latent import limited_rows
 from pipeline.fitting.lanes import DIVERGED, MET, Outcome, Request
 from pipeline.fitting.method import Method, Target, row_names
+from pipeline.fitting.rows import lost
 from pipeline.samples import Samples
 from schemas.samples import Code
 from schemas.store import RowStatus
+
+UNFIT = 5
+"""Why a row ended, beside those of lanes: its sample needs larger tables; the note says more."""
+
+ENDED = (DIVERGED, UNFIT)
+"""Rows that have no values."""
 
 
 @dataclass
@@ -87,10 +94,7 @@ def fitted_unit(method: Method, unit: Unit) -> Fitted:
     verdicts = [_verdict(outcome, target) for outcome in unit.outcomes]
     rows = {
         name: torch.stack(
-            [
-                o.rows[name] if o.reason != DIVERGED else torch.full_like(o.rows[name], torch.nan)
-                for o in unit.outcomes
-            ]
+            [lost(o.rows[name]) if o.reason in ENDED else o.rows[name] for o in unit.outcomes]
         )
         for name in row_names(method)
     }
@@ -106,12 +110,16 @@ def fitted_unit(method: Method, unit: Unit) -> Fitted:
 
 def _finite(outcome: Outcome) -> Outcome:
     """Rows that are not finite count as diverged."""
+    if outcome.reason == UNFIT:
+        return outcome
     finite = all(bool(torch.isfinite(value).all()) for value in outcome.rows.values())
     return outcome if finite else replace(outcome, reason=DIVERGED)
 
 
 def _verdict(outcome: Outcome, target: Target | None) -> tuple[RowStatus, Code, str]:
     note = f"{outcome.request.note}; again at a lower rate: " if outcome.request.note else ""
+    if outcome.reason == UNFIT:
+        return RowStatus.FAILED, Code.TOO_LARGE, outcome.request.note
     if outcome.reason == DIVERGED:
         return (
             RowStatus.DIVERGED,

@@ -84,6 +84,6 @@ def _fit(method, shared, part, kind, plan, seed) -> UnitResult:
     arrays = fitting.pack(method, fitted.rows)
     bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
     for values in arrays.values():
-        values[bad] = np.nan
+        values[bad] = np.nan if values.dtype.kind == "f" else 0
     batch = pa.record_batch([pa.array(columns[f.name], f.type) for f in schema], schema=schema)
     return UnitResult(arrays, batch, None)
