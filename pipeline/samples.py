@@ -332,7 +332,7 @@ class Samples:
         for name, count in taken.items():
             points = self.sets[name]
             place, weight = points.block(index, count, draw, name)
-            at = _decode_coords(points.columns["coords"][place])
+            at = decode_coords(points.columns["coords"][place])
             if "distance" in points.columns:
                 coords.append(at)
                 distance.append(points.columns["distance"][place].to(torch.float32))
@@ -369,7 +369,7 @@ def _decode_color(stored: Tensor) -> Float[Tensor, "..."]:
     return stored.to(torch.int32).bitwise_and_(0xFFFF).to(torch.float32).div_(65535)
 
 
-def _decode_coords(stored: Tensor) -> Float[Tensor, "..."]:
+def decode_coords(stored: Tensor) -> Float[Tensor, "..."]:
     if stored.dtype == torch.float32:
         return stored
     steps = stored.to(torch.int32).bitwise_and_(0xFFFF)

@@ -250,6 +250,18 @@ class Fit(Schema):
     trained_rows: Literal["infer", "keep"] = "infer"
     """Rows of the training split: inferred again like all others, or kept as training left them."""
     compile: Literal["auto", "never", "always"] = "auto"
+    context: Literal["all", "half", "view"] = "all"
+    """What fitting sees of a sample: all, one side of it, or what one camera sees of its surface
+    (`pipeline/contexts.py`); metrics compare with the whole: completion."""
+
+    @model_validator(mode="after")
+    def _kept_rows_saw_all(self) -> Fit:
+        if self.context != "all" and self.trained_rows == "keep":
+            raise ValueError(
+                f"context: {self.context} has no effect on rows that training left, which saw "
+                "all; set trained_rows: infer"
+            )
+        return self
 
 
 class Evaluate(Schema):
@@ -352,7 +364,10 @@ class Run(Schema):
         keys |= {"method": method, "seed": self.seed, "train": train, "limit": self.limit}
         if stage == "train":
             return keys
-        keys |= {"fit": {k: v for k, v in full["fit"].items() if k not in LAYOUT_OF_FIT}}
+        fit = {k: v for k, v in full["fit"].items() if k not in LAYOUT_OF_FIT}
+        if fit["context"] == "all":  # as stores were made before there was a choice
+            del fit["context"]
+        keys |= {"fit": fit}
         if stage == "fit":
             return keys
         return keys | {"evaluate": full["evaluate"]}

@@ -16,6 +16,7 @@ FLOORS = {
     "pipeline.draw": 1,
     "pipeline.samples": 1,
     "pipeline.observations": 1,
+    "pipeline.contexts": 1,
     "pipeline.fields": 1,
     "pipeline.encoders": 1,
     "pipeline.rendering": 2,

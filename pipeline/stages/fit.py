@@ -178,11 +178,13 @@ class Fitter:
     ) -> tuple[dict[str, Any], dict[str, list]]:
         """Arrays and columns of samples that are fitted side by side."""
         from pipeline import fitting
+        from pipeline.contexts import restricted
         from pipeline.evaluate.metrics import cheap_metrics, measure
         from pipeline.samples import load_samples
 
         kind = self.prepared.meta.kind
         samples = load_samples(table, kind, self.device)
+        samples = restricted(samples, self.run.fit.context, seed=self.run.seed)
         wanted = self.method.field.form.channels
         if samples.form.channels != wanted:
             raise ValueError(
