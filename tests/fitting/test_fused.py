@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -210,3 +213,24 @@ def test_rows_side_by_side_in_threads_are_the_same_rows():
     finally:
         torch.set_num_threads(1)
     assert all(torch.equal(alone.rows[n], beside.rows[n]) for n in alone.rows)
+
+
+FRESH = """
+import torch
+torch.set_num_threads(1)
+from tests.fitting.test_fused import shapes, fit_rows
+method, samples = shapes(5, width=16, points=96, steps=25)
+print(fit_rows(method, {}, samples, seed=3, fused=True).loss.numpy().tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_code_just_compiled_and_code_from_the_cache_give_the_same_bits(tmp_path):
+    outcomes = []
+    for _ in range(2):
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", FRESH]
+        done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+        outcomes.append(done.stdout)
+        assert list(tmp_path.rglob("*.nbc"))
+    assert outcomes[0] == outcomes[1] != ""
