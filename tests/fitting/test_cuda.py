@@ -25,6 +25,8 @@ from tests.fitting.tables import box_table, picture_table
 
 pytest.importorskip("triton", reason="triton is not installed (Linux on x86-64 only)")
 
+from pipeline.fitting.cuda import run
+from pipeline.fitting.cuda.exact import losses
 from pipeline.fitting.cuda.run import DIVERGED, MET, SPENT, Loop
 
 
@@ -47,7 +49,7 @@ def with_phase(method, **changes):
 
 def by_kernel(method, samples, seed=1, mode="fp32", **settings):
     """(rows by name, outcomes) of the kernel."""
-    loop, unit = Loop(method, mode, "cpu", **settings), Unit.of(0, samples, seed)
+    loop, unit = Loop(method, {}, mode, "cpu", **settings), Unit.of(0, samples, seed)
 
     def starts(index):
         return starts_of(method, {}, samples, index, seed)[0]
@@ -149,7 +151,7 @@ def test_a_row_that_is_not_finite_starts_again_at_a_lower_rate_and_harms_nobody(
     assert [o.steps for o in outcomes] == plain.steps.tolist()
     # one of several: its start is not a number
     good, _ = by_kernel(method, samples, seed=0)
-    loop, unit = Loop(method, "fp32", "cpu"), Unit.of(0, samples, 0)
+    loop, unit = Loop(method, {}, "fp32", "cpu"), Unit.of(0, samples, 0)
 
     def starts(index):
         rows = starts_of(method, {}, samples, index, 0)[0]
@@ -177,5 +179,30 @@ def test_networks_that_do_not_fit_on_a_chip_are_named():
     def of(width, depth):
         return Layout.of(recognize(images([(4, 4)], width=width, depth=depth)[0]))
 
-    assert too_large(of(64, 3), "bf16") == ""
-    assert "KB of registers" in too_large(of(256, 4), "bf16")
+    assert [too_large(of(w, d)) for w, d in ((64, 2), (64, 4), (100, 3), (128, 3))] == [""] * 4
+    assert "3 x 256 needs 904 KB of registers" in too_large(of(256, 3))
+    assert "4 x 128 needs" in too_large(of(128, 4))
+
+
+def test_a_row_that_meets_its_target_by_rounding_alone_is_fitted_again_in_float32(monkeypatch):
+    method, samples = images([(6, 6)] * 3, target_psnr=10.0, steps=40)
+    loop = Loop(method, {}, "bf16", "cpu")
+    unit = Unit.of(0, samples, 1)
+
+    def starts(index):
+        return starts_of(method, {}, samples, index, 1)[0]
+
+    ((at, rows, outcomes),) = loop.fit(unit, starts)
+    exact = losses(method, {}, samples, at, rows, unit.keys(at, "fit/0"))
+    target = method.fit[0].target.value
+    assert [o.reason for o in outcomes] == [MET] * 3
+    assert [o.loss for o in outcomes] == exact.tolist()
+    assert (exact <= target * 1.001).all()
+    monkeypatch.setattr(run, "SLACK", float(exact[1]) / target - 1 - 1e-6)
+    ((_, again, outcomes),) = loop.fit(Unit.of(0, samples, 1), starts)
+    worse = (exact >= exact[1]).tolist()
+    assert ["in float32" in o.request.note for o in outcomes] == worse
+    reference, _ = by_kernel(method, samples)
+    for name, value in again.items():
+        for i, other in enumerate(worse):
+            assert torch.equal(value[i], (reference if other else rows)[name][i])

@@ -15,19 +15,23 @@ zero gradients and stays zero.
 Precision. MODE names the operands of the products; sums and all that is kept are float32:
     fp32  float32, as three products of tf32 parts: the reference
     tf32  rounded to 10 bits of mantissa
-    bf16  rounded to 7 bits; activations and slopes of a tile are kept in that form
+    bf16  rounded to 7 bits; activations of a tile are kept in that form
 The first layer of a sine network is never a product: its phase is computed in float32.
 
 What lies where, for width w, h hidden layers (w x w), tiles of t points, 4 bytes a number:
     registers  gradients   h (w w + 16 w) + 32 w + 32 t
-               activations (h + 1) 2 t w, half as much in bf16; a tile in work, 2 t w
-    shared     operands of products: hidden weights h w w (half in bf16), two tiles in work
+               slopes      (h + 1) t w, and two tiles in work
+    shared     factors of products: hidden weights, activations of a tile, an error
     L1 and L2  row and both moments: 3 size numbers, read and written once a step; points
 A multiprocessor of an H100 or H200 has 256 KB of registers and up to 227 KB of shared memory;
-`layout.budget` does the sum and says above which width no kernel is chosen:
-    2 x 64 (h = 1), t = 64, bf16:  27 KB of gradients,  32 KB of activations, 32 KB in work
-    3 x 64 (h = 2), t = 64, bf16:  47 KB,               48 KB,                32 KB
-    3 x 128 (h = 2), t = 64, bf16: 168 KB,              96 KB,                64 KB: over, spills
+`layout.too_large` does the sum and refuses from half as much again on (3 x 128 is the largest that
+passes), `layout.shape_of` cuts programs. What the compiler makes of it for sm_90 in bf16 (Triton
+3.9; no GPU was needed to see it): registers, bytes spilled, shared memory, and instructions a warp
+issues in a step on 1,024 points, beside those that the units for sines need at least.
+    2 x 64, t = 64, 4 warps   36 KB + 32 KB + 32 KB   255,   88 B,  39 KB   21,500 + 2,100 (16,400)
+    3 x 64, t = 128, 8 warps  64 KB + 96 KB + 64 KB   255,  352 B,  92 KB   15,600 + 2,200 (12,300)
+    3 x 128, t = 64, 8 warps 168 KB + 96 KB + 64 KB   255, 2.7 KB, 129 KB   63,400 + 6,600 (24,600)
+A multiprocessor issues for four warps at once and holds two programs of the first kind.
 """
 
 # ruff: noqa: RUF005  (Triton knows no starred expressions)
@@ -152,7 +156,11 @@ def product(a, b, start, MODE: tl.constexpr):
 
 @triton.jit
 def activate(z, SINE: tl.constexpr, MODE: tl.constexpr, EMULATE: tl.constexpr):
-    """Activation, as a factor of products, and its derivative."""
+    """Activation, as a factor of products, and its derivative.
+
+    The derivative stays float32: each one's conversion to bf16 would go through the units of the
+    sines, and take no fewer registers.
+    """
     if SINE:
         if MODE == "fp32" or EMULATE:
             a, s = sine_and_cosine(z)
@@ -161,12 +169,15 @@ def activate(z, SINE: tl.constexpr, MODE: tl.constexpr, EMULATE: tl.constexpr):
     else:
         a = tl.where(z > 0, z, z * 0)  # NaN stays NaN
         s = tl.where(z > 0, 1.0, 0.0)
-    return operand(a, MODE, EMULATE), operand(s, MODE, EMULATE)
+    return operand(a, MODE, EMULATE), s
 
 
 @triton.jit
-def adam(row, moments, SIZE, at, mask, gradient, size, root, fresh, a, b, keep, eps):
-    """One update; operations and their order as in `optimizers.Adam`."""
+def adam(
+    row, moments, SIZE, at, mask, gradient, size, root, fresh, a, b, keep, eps, EXACT: tl.constexpr
+):
+    """One update; operations and their order as in `optimizers.Adam`, correctly rounded if EXACT
+    (five times the instructions)."""
     value = tl.load(row + at, mask=mask, other=0.0)
     first = tl.load(moments + at, mask=mask, other=0.0)
     second = tl.load(moments + SIZE + at, mask=mask, other=0.0)
@@ -174,7 +185,10 @@ def adam(row, moments, SIZE, at, mask, gradient, size, root, fresh, a, b, keep, 
     second = tl.where(fresh, 0.0, second)
     first = first + a * (gradient - first)
     second = second * keep + b * (gradient * gradient)
-    change = tl.div_rn(first * size, tl.div_rn(tl.sqrt_rn(second), root) + eps)
+    if EXACT:
+        change = tl.div_rn(first * size, tl.div_rn(tl.sqrt_rn(second), root) + eps)
+    else:
+        change = first * size / (tl.sqrt(second) / root + eps)
     tl.store(row + at, value - change, mask=mask)
     tl.store(moments + at, first, mask=mask)
     tl.store(moments + SIZE + at, second, mask=mask)
@@ -247,6 +261,7 @@ def descend(
     FIRST_BIAS: tl.constexpr = FIRST_HIDDEN + HIDDEN * WIDTH * WIDTH
     LAST: tl.constexpr = FIRST_BIAS + HIDDEN * WIDTH
     LAST_BIAS: tl.constexpr = LAST + FEW * WIDTH
+    EXACT: tl.constexpr = MODE == "fp32" or EMULATE
     unit = tl.arange(0, WIDTH)
     column = tl.arange(0, COLUMNS)
     lane = tl.arange(0, TILE)
@@ -393,27 +408,57 @@ def descend(
                 root = tl.load(roots + step)
                 everywhere = square >= 0
                 g = of_first * tl.load(scales)
-                adam(row, moment, SIZE, narrow, is_few, g, rate, root, fresh, a, b, keep, eps)
+                adam(
+                    row, moment, SIZE, narrow, is_few, g, rate, root, fresh, a, b, keep, eps, EXACT
+                )
                 for h in tl.static_range(HIDDEN):
                     scale = tl.load(scales + 1 + h)
                     place = FIRST_HIDDEN + h * WIDTH * WIDTH + square
                     g = of_weights[h] * scale
                     adam(
-                        row, moment, SIZE, place, everywhere, g, rate, root, fresh, a, b, keep, eps
+                        row,
+                        moment,
+                        SIZE,
+                        place,
+                        everywhere,
+                        g,
+                        rate,
+                        root,
+                        fresh,
+                        a,
+                        b,
+                        keep,
+                        eps,
+                        EXACT,
                     )
                     # of the product with the inputs, the column of the constant 1 is the bias's
                     place = FIRST_BIAS + h * WIDTH + narrow - DIMS * WIDTH
                     its = (column == DIMS)[None, :] & (unit >= 0)[:, None]
                     g = of_biases[h] * scale
-                    adam(row, moment, SIZE, place, its, g, rate, root, fresh, a, b, keep, eps)
+                    adam(
+                        row, moment, SIZE, place, its, g, rate, root, fresh, a, b, keep, eps, EXACT
+                    )
                 g = of_last * last_scale
                 adam(
-                    row, moment, SIZE, LAST + narrow, is_few, g, rate, root, fresh, a, b, keep, eps
+                    row,
+                    moment,
+                    SIZE,
+                    LAST + narrow,
+                    is_few,
+                    g,
+                    rate,
+                    root,
+                    fresh,
+                    a,
+                    b,
+                    keep,
+                    eps,
+                    EXACT,
                 )
                 g = tl.reduce(of_outputs, 0, add) * last_scale
                 place = LAST_BIAS + column
                 its = column < FEW
-                adam(row, moment, SIZE, place, its, g, rate, root, fresh, a, b, keep, eps)
+                adam(row, moment, SIZE, place, its, g, rate, root, fresh, a, b, keep, eps, EXACT)
                 step += 1
         tl.store(ends + 2 * sample, step)
         tl.store(ends + 2 * sample + 1, reason)

@@ -82,25 +82,30 @@ class Shape:
 
 
 def shape_of(layout: Layout, mode: str) -> Shape:
-    """Tiles of 64 points fill the matrix units; more warps where one program needs more registers
-    than 128 threads may hold."""
-    if layout.padded <= 32:
+    """How programs are cut, by what the compiler reports for Hopper (registers, spills, code).
+
+    The matrix units want 64 points. Float32 takes three products with parts of both factors, so
+    half of that. Eight warps have twice the registers of four, and the half of a multiprocessor's
+    latency to hide; they also take twice the points where those fit.
+    """
+    if mode == "fp32":
+        return Shape(32, 4 if layout.padded <= 64 else 8)
+    if layout.padded <= 32 or (layout.padded == 64 and layout.hidden <= 1 and mode == "bf16"):
         return Shape(64, 4)
-    small = layout.padded == 64 and layout.hidden <= 1 and mode == "bf16"
-    return Shape(64, 4) if small else Shape(64, 8)
+    return Shape(128 if layout.padded == 64 and mode == "bf16" else 64, 8)
 
 
-def register_bytes(layout: Layout, mode: str, tile: int) -> int:
-    """What a program keeps in registers while it works on a tile."""
+def register_bytes(layout: Layout, tile: int) -> int:
+    """What a program would keep in registers while it works on a tile: gradients, slopes of all
+    layers, two tiles in work."""
     w, h = layout.padded, layout.hidden
     gradients = h * (w * w + COLUMNS * w) + 2 * COLUMNS * w + 2 * COLUMNS * tile
-    kept = (h + 1) * 2 * tile * w / (2 if mode == "bf16" else 1)
-    return int(4 * (gradients + kept + 2 * tile * w))
+    return 4 * (gradients + (h + 1) * tile * w + 2 * tile * w)
 
 
-def too_large(layout: Layout, mode: str) -> str:
+def too_large(layout: Layout) -> str:
     """Empty if a network fits on a multiprocessor, else why it does not."""
-    needed = register_bytes(layout, mode, shape_of(layout, mode).tile)
+    needed = register_bytes(layout, 64)
     most = REGISTERS * (1 + SPILLED)
     if needed <= most:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pipeline.draw import Draw, word
 from pipeline.fields.bind import Tensors
+from pipeline.fitting.cuda.exact import losses
 from pipeline.fitting.cuda.layout import FEW, Layout, shape_of
 from pipeline.fitting.cuda.load import kernel
 from pipeline.fitting.fused.recognize import recognize
@@ -29,6 +31,8 @@ MET, DIVERGED, SPENT = 1, 2, 3
 """Why a row ends, numbered as in the lanes."""
 POINTS = {"cuda": 2**25, "cpu": 2**18}
 """Points that are decoded at a time (32 bytes each)."""
+SLACK = 1e-3
+"""Part of the target by which a row may be off and still be at it: rounding."""
 PROGRAMS = 4
 """Programs launched for each multiprocessor: as many as could be resident at once."""
 
@@ -41,6 +45,7 @@ class Data:
     wanted: Float[Tensor, "t 4"]
     starts: Int[Tensor, "m"]
     sets: Int[Tensor, "m 2 3"]
+    drawn: bool
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,15 @@ class Ends:
 class Loop:
     """A method ready to be run by the kernel.
 
-    On a CPU Triton's interpreter runs it, slowly, with the roundings of `mode` emulated.
+    On a CPU Triton's interpreter runs it, slowly, with the roundings of `mode` emulated. In a mode
+    of rounded factors a row that meets its target is looked at again by the plain path, where a
+    step sees all of a sample; if it falls short there, the row is fitted again in float32.
     """
 
     def __init__(
         self,
         method: Method,
+        shared: Tensors,
         mode: Mode,
         device: str | torch.device,
         *,
@@ -72,7 +80,7 @@ class Loop:
         found = recognize(method)
         if isinstance(found, str):
             raise ValueError(f"the kernel cannot fit this method: {found}")
-        self.method, self.found, self.mode = method, found, mode
+        self.method, self.shared, self.found, self.mode = method, shared, found, mode
         self.device = torch.device(device)
         self.layout = Layout.of(found)
         self.shape = shape_of(self.layout, mode)
@@ -109,6 +117,7 @@ class Loop:
             ends = self.descend(self.layout.pack(starts(at)), data, keys)
             requests = [Request(unit.samples, i, {}, k, unit) for i, k in zip(part, keys.unbind())]
             ends = self._again(ends, requests, data, keys, starts, at)
+            ends = self._verified(ends, requests, data, keys, starts, at)
             outcomes = [
                 Outcome(*line)
                 for line in zip(
@@ -131,13 +140,37 @@ class Loop:
             steps, loss = int(ends.steps[k]), float(ends.loss[k])
             note = f"loss not finite at step {steps} (last finite loss {loss:.4g})"
             requests[k] = replace(requests[k], factor=RETRY_FACTOR, note=note)
-        return self._replace(ends, lost, data, keys, starts, at, RETRY_FACTOR)
+        return self._replace(self, ends, lost, data, keys, starts, at, RETRY_FACTOR)
 
-    def _replace(self, ends, which, data, keys, starts, at, factor) -> Ends:
-        """`ends` with some rows fitted again from their start."""
+    def _verified(self, ends, requests, data, keys, starts, at) -> Ends:
+        """Rows at their target by rounded factors alone once more in float32, noted likewise; the
+        others with the loss of the plain path."""
+        target = self.found.phase.target
+        if self.mode == "fp32" or target is None or data.drawn:
+            return ends
+        rows = self.layout.unpack(ends.flat)
+        samples = requests[0].samples
+        exact = losses(self.method, self.shared, samples, at, rows, keys)
+        met = ends.reason == MET
+        ends = replace(ends, loss=torch.where(met, exact, ends.loss))
+        short = (met & ~(exact <= target.value * (1 + SLACK))).nonzero()[:, 0]
+        if not len(short):
+            return ends
+        for k, loss in zip(short.tolist(), exact[short].tolist()):
+            requests[k] = replace(
+                requests[k], note=f"{target.describe(loss)} in float32 after a fit in {self.mode}"
+            )
+        return self._replace(self._exact, ends, short, data, keys, starts, at)
+
+    @cached_property
+    def _exact(self) -> Loop:
+        return Loop(self.method, self.shared, "fp32", self.device, programs=self.programs)
+
+    def _replace(self, loop, ends, which, data, keys, starts, at, factor=1.0) -> Ends:
+        """`ends` with some rows fitted again from their start by `loop`."""
         some = replace(data, starts=data.starts[which], sets=data.sets[which])
         flat = self.layout.pack(starts(at[which.cpu()]))
-        new = self.descend(flat, some, keys[which], factor)
+        new = loop.descend(flat, some, keys[which], factor)
         columns = {}
         for name, old in vars(ends).items():
             columns[name] = old.index_copy(0, which, getattr(new, name))
@@ -156,7 +189,7 @@ class Loop:
         smooth = 0.0 if target is None else target.smooth
         betas, color = found.optimizer.betas, isinstance(loss, ColorError)
         new = torch.zeros(count, 2, dtype=torch.int32, device=self.device)
-        losses = torch.zeros(count, 2, device=self.device)
+        values = torch.zeros(count, 2, device=self.device)
         tags = [word(tag) for tag in (*self._tags(), "")[:2]]
         options, scope = {}, np.errstate(all="ignore")  # the interpreter computes with numpy
         if self.device.type == "cuda":
@@ -176,7 +209,7 @@ class Loop:
             self.roots,
             torch.full((count,), factor, device=self.device),
             new,
-            losses,
+            values,
             torch.zeros(1, dtype=torch.int32, device=self.device),
             count,
             found.phase.steps,
@@ -198,7 +231,7 @@ class Loop:
             "SINE": found.sine,
             "LOSS": 0 if color else 2 if loss.both else 1,
             "SMOOTH": smooth > 0,
-            "DRAWN": self._drawn,
+            "DRAWN": data.drawn,
             "TILE": self.shape.tile,
             "MODE": self.mode,
             "EMULATE": self.device.type != "cuda",
@@ -206,15 +239,7 @@ class Loop:
         with scope:
             self.kernel.descend[(min(self.programs, count),)](*arguments, **options)
         reason = torch.where(torch.isfinite(flat).all(1), new[:, 1], DIVERGED)
-        return Ends(flat, new[:, 0], reason, losses[:, 0], losses[:, 1])
-
-    @property
-    def _drawn(self) -> bool:
-        """Whether steps draw blocks; whole sets beside others are blocks of all their points."""
-        size = self.found.phase.size
-        if self.method.field.form.kind == "images":
-            return size.pixels != ALL or size.most is not None
-        return True
+        return Ends(flat, new[:, 0], reason, values[:, 0], values[:, 1])
 
     def _tags(self) -> list[str]:
         """Names under which the sets draw, as `samples.Samples` gives them."""
@@ -226,17 +251,30 @@ class Loop:
         return [prefix + name for name in ("near", "uniform") if getattr(size, name)]
 
     def _parts(self, samples: Samples, index: list[int]) -> Iterator[list[int]]:
-        """Rows whose points are decoded together."""
-        most, points, part = POINTS[self.device.type], 0, []
-        counts = sum(samples.sets[name].counts for name in self._sets(samples)).tolist()
-        for i in index:
-            if part and points + counts[i] > most:
+        """Rows whose points are decoded together; those that draw are never beside those that do
+        not, so that nothing of a row hangs on the others."""
+        most, counts = POINTS[self.device.type], self._counts(samples)
+        drawn = self._drawn(samples)
+        for kind in (False, True):
+            points, part = 0, []
+            for i in index:
+                if drawn[i] != kind:
+                    continue
+                if part and points + counts[i] > most:
+                    yield part
+                    points, part = 0, []
+                part.append(i)
+                points += counts[i]
+            if part:
                 yield part
-                points, part = 0, []
-            part.append(i)
-            points += counts[i]
-        if part:
-            yield part
+
+    def _counts(self, samples: Samples) -> list[int]:
+        return sum(samples.sets[name].counts for name in self._sets(samples)).tolist()
+
+    def _drawn(self, samples: Samples) -> list[bool]:
+        """Whether steps draw blocks; whole sets beside others are blocks of all their points."""
+        taken = samples.shape_classes(self.found.phase.role, self.found.phase.size)
+        return ((taken < 0).any(1) | (taken.shape[1] > 1)).tolist()
 
     def _sets(self, samples: Samples) -> list[str]:
         return list(samples.parts(self.found.phase.role, self.found.phase.size))
@@ -276,6 +314,7 @@ class Loop:
             torch.cat(wanted),
             starts.to(self.device),
             sets.to(torch.int32).to(self.device),
+            self._drawn(samples)[part[0]],
         )
 
     def _decode(self, samples: Samples, index: Tensor, size: Size) -> tuple[Tensor, Tensor]:

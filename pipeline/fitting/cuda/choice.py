@@ -1,0 +1,82 @@
+"""Whether the kernel can fit a method here, and which precision is good enough for it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+
+import torch
+
+from pipeline.draw import Draw
+from pipeline.fields.bind import Tensors
+from pipeline.fitting.cuda.layout import Layout, too_large
+from pipeline.fitting.fused.recognize import recognize
+from pipeline.fitting.method import Method
+from pipeline.samples import Samples
+
+MODES = ("bf16", "tf32", "fp32")
+"""Fastest first."""
+UNSEEN = "tf32"
+"""The mode where the machine that plans has no GPU to compare on."""
+OLDEST = (3, 4)
+"""Version of Triton."""
+ROWS = 16
+"""Samples on which modes are compared with the plain path."""
+STEPS, LOSS = 1.05, 1.02
+"""A mode is good enough if it takes at most this many times the steps, and ends at most at this
+many times the loss (0.09 dB), both as geometric means over the samples compared."""
+
+
+def why_not(method: Method) -> str:
+    """Empty if the kernel can fit this method with what is installed here, else why it cannot."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        return f"triton {version} is older than {'.'.join(map(str, OLDEST))}"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return f"{torch.cuda.get_device_name()} has no matrix units for tf32 and bf16"
+    found = recognize(method)
+    return found if isinstance(found, str) else too_large(Layout.of(found))
+
+
+def path_name(mode: str) -> str:
+    """The path in words; part of what decides a row's bits."""
+    return f"one program a network by triton {importlib.metadata.version('triton')}, {mode}"
+
+
+def choose_mode(
+    method: Method,
+    shared: Tensors,
+    samples: Samples,
+    seed: int,
+) -> tuple[str, str]:
+    """The fastest mode that fits some samples as well as the plain path does, and a word on it.
+
+    A mode that takes more steps or ends at a higher loss is passed over; float32 is always good
+    enough. The comparison runs where the samples lie.
+    """
+    from pipeline.fitting.cuda.exact import losses
+    from pipeline.fitting.cuda.stream import fit_by_kernel
+    from pipeline.fitting.stream import Stream
+    from pipeline.fitting.units import Unit, fitted_unit
+
+    def fitted(run):
+        units = iter([Unit.of(0, samples, seed)])
+        (unit,) = run(lambda: next(units, None))
+        found = fitted_unit(method, unit)
+        index = torch.arange(len(samples))
+        keys = Draw.of(samples.keys, seed=seed, stage="fit/0").keys
+        loss = losses(method, shared, samples, index, found.rows, keys)
+        return found.steps.double().clamp(min=1).log(), loss.double().clamp(min=1e-30).log().cpu()
+
+    plain = fitted(Stream(method, shared, device=samples.device).run)
+    told = []
+    for mode in MODES[:-1]:
+        found = fitted(fit_by_kernel(method, shared, mode, samples.device))
+        known = torch.isfinite(plain[1])  # a row that diverges in float32 may do so again
+        more = [float((new - old)[known].mean().exp()) for new, old in zip(found, plain)]
+        told.append(f"{mode}: {more[0]:.2f} x the steps, {more[1]:.3f} x the loss of float32")
+        if more[0] <= STEPS and more[1] <= LOSS:
+            return mode, told[-1]
+    return MODES[-1], "; ".join(told)
