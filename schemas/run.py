@@ -326,6 +326,12 @@ class Run(Schema):
             return {**value, "ingest": INGEST[kind].model_validate(given)}
         return value
 
+    @model_validator(mode="after")
+    def _context_of_the_kind(self) -> Run:
+        if self.fit.context == "view" and self.dataset.kind == "images":
+            raise ValueError("fit.context: view is of shapes and points; images have half")
+        return self
+
     @field_validator("store")
     @classmethod
     def _store_is_writable(cls, store: Location) -> Location:

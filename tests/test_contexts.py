@@ -133,11 +133,11 @@ def test_without_surface_points_there_is_nothing_to_see():
         restricted(samples, "half", seed=0)
 
 
-def run_with(**fit):
+def run_with(kind="shapes", **fit):
     return Run.model_validate(
         {
             "name": "a",
-            "dataset": {"url": "/d", "kind": "shapes"},
+            "dataset": {"url": "/d", "kind": kind},
             "method": "deepsdf",
             "store": "/s.zarr",
             "fit": fit,
@@ -150,5 +150,7 @@ def test_the_choice_of_context_is_of_the_fit_alone_and_all_is_what_it_was():
     assert "context" not in plain.stage_keys("fit")["fit"]
     assert half.stage_keys("fit")["fit"]["context"] == "half"
     assert plain.stage_identity("train") == half.stage_identity("train")
+    with pytest.raises(ValueError, match="images have half"):
+        run_with("images", context="view")
     with pytest.raises(ValueError, match="trained_rows: infer"):
         Fit(context="view", trained_rows="keep")

@@ -22,7 +22,8 @@ VERSION = 1
 """Of what the makers write: another number, another folder."""
 DATE = 1_700_000_000
 """Modification time of every file."""
-INDEX = ".files.json"
+FILES, INDEX = "files", "index.json"
+"""In a set's folder: the files, and beside them a list of their sizes."""
 SHAPES_PER_CLASS = 12
 _lock = threading.Lock()
 
@@ -41,7 +42,7 @@ def folder(name: str) -> Path:
         final = cache_folder() / f"{name}-{VERSION}"
         if not is_complete(final):
             make(name, final)
-        return final
+        return final / FILES
 
 
 def make(name: str, final: Path) -> None:
@@ -49,12 +50,12 @@ def make(name: str, final: Path) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
         made = work / "set"
-        made.mkdir()
-        makers()[name](made)
+        (made / FILES).mkdir(parents=True)
+        makers()[name](made / FILES)
         files = sorted(path for path in made.rglob("*") if path.is_file())
         sizes = {path.relative_to(made).as_posix(): path.stat().st_size for path in files}
         (made / INDEX).write_text(json.dumps(sizes))
-        for path in (*files, made / INDEX):
+        for path in files:
             os.utime(path, (DATE, DATE))
         while not _put(made, final):
             if is_complete(final):  # another process was first, with the same bytes

@@ -120,7 +120,7 @@ def test_a_scene_is_a_floor_and_the_shapes_of_its_class():
 
 def test_a_set_is_the_same_in_another_cache_to_the_date_of_its_files(cache, tmp_path, monkeypatch):
     first = folder("glyph-images")
-    assert first.parent == cache
+    assert first == cache / "glyph-images-1" / "files"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     second = folder("sample:glyph-images")
     assert second != first
@@ -142,15 +142,15 @@ def test_several_processes_make_one_set_at_once(cache):
     ]
     said = {process.communicate()[0].strip() for process in crowd}
     assert all(process.returncode == 0 for process in crowd)
-    assert said == {str(cache / "glyph-images-1")}
+    assert said == {str(cache / "glyph-images-1" / "files")}
     assert [p.name for p in cache.iterdir()] == ["glyph-images-1"]
-    assert len(files(cache / "glyph-images-1")) == 96
+    assert len(files(cache / "glyph-images-1" / "files")) == 96
 
 
 def test_a_set_that_lost_a_file_is_made_again(cache):
     made = folder("glyph-images")
     files(made)[3].unlink()
-    assert not is_complete(made)
+    assert not is_complete(made.parent)
     assert len(files(folder("glyph-images"))) == 96
     before = os.stat(made).st_mtime_ns
     folder("glyph-images")
@@ -173,6 +173,7 @@ def test_a_sample_set_is_ingested_under_its_url_with_its_classes(tmp_path):
     assert prepared.meta.labels == dict.fromkeys(sorted(GLYPHS), 6)
     assert prepared.meta.dataset["url"] == "sample:glyph-images"
     assert "A/A_0.png" in lines(prepared)
+    assert prepared.meta.counts == {"accepted": 96}
 
 
 def run_file(tmp_path, dataset, extra=""):
