@@ -31,6 +31,17 @@ class LeakyRelu:
 
 
 @dataclass(frozen=True)
+class LeakyClip:
+    """Clips to [0, 1] but keeps a small slope outside, so that a bad start still learns."""
+
+    slope: float = 0.01
+
+    def __call__(self, x: Tensor) -> Tensor:
+        below = self.slope * x
+        return torch.maximum(torch.minimum(x, below + 1 - self.slope), below)
+
+
+@dataclass(frozen=True)
 class Softplus:
     """log(1 + exp(beta x)) / beta."""
 
@@ -62,7 +73,7 @@ class Sine:
         return torch.sin(x)
 
 
-Activation = Identity | Relu | LeakyRelu | Softplus | Tanh | Sigmoid | Sine
+Activation = Identity | Relu | LeakyRelu | LeakyClip | Softplus | Tanh | Sigmoid | Sine
 
 
 def describe_activation(activation: Activation) -> dict[str, Any]:

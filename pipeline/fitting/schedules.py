@@ -75,7 +75,18 @@ class Ramp:
         return self.start + (self.end - self.start) * part
 
 
-Schedule = Constant | Steps | Cosine | Exponential | Ramp
+@dataclass(frozen=True)
+class Later:
+    """`schedule` as of `offset` steps later: goes on where a phase before left off."""
+
+    schedule: Constant | Steps | Cosine | Exponential | Ramp
+    offset: int
+
+    def __call__(self, step: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+        return self.schedule(step + self.offset)
+
+
+Schedule = Constant | Steps | Cosine | Exponential | Ramp | Later
 
 
 def schedule(value: float | Schedule) -> Schedule:
