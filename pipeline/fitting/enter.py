@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors, bind
-from pipeline.fields.cells import TableOverflow
+from pipeline.fields.tables import TableOverflow
 from pipeline.fitting.method import Method, Phase
 from pipeline.fitting.rows import bindable
 from pipeline.samples import Samples

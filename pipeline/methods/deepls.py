@@ -102,7 +102,7 @@ def build(config: Config, form: FormSpec) -> Method:
     """A decoder of (cell code, local coordinates) to distance, and codes of the occupied cells."""
     import torch
 
-    from pipeline.fields import cells
+    from pipeline.fields import cells, tables
     from pipeline.fields.activations import Identity, Relu
     from pipeline.fields.mlp import MLP, Layer
     from pipeline.fitting.method import Autodecoded, Descend, Field, Phase
@@ -134,11 +134,11 @@ def build(config: Config, form: FormSpec) -> Method:
         near = (points.distance.abs() <= config.band * 2 / side) & (points.weight > 0)
         wanted = [cells.cells_near(points.coords, near, side)]
         wanted.append(cells.cells_near(points.surface, points.surface_weight > 0, side))
-        keys, count = cells.allocate(
+        keys, count = tables.allocate(
             torch.cat(wanted, 1), config.capacity, empty, what="cells", key="method.capacity"
         )
-        codes = cells.start_codes(draw, keys, config.code, config.code_std, empty)
-        return cells.tables_of("cells", keys, count, codes)
+        codes = tables.start_codes(draw, keys, config.code, config.code_std, empty)
+        return tables.tables_of("cells", keys, count, codes)
 
     def loss(bound, batch, draw):
         points = batch.points
@@ -147,13 +147,13 @@ def build(config: Config, form: FormSpec) -> Method:
         cell = cells.neighbors(points.coords, side, config.overlap, choice)
         many = cell.shape[2]
         cell = cell.reshape(n, p * many, 3)
-        slot, found = cells.find(bound.cells_keys(), cells.key_of(cell, side), empty)
+        slot, found = tables.find(bound.cells_keys(), tables.key_of(cell, side), empty)
         coords = points.coords.repeat_interleave(many, 1)
         value = cells.cell_values(bound, coords, cell, slot) * (side / 2)
         wanted = (points.distance * (side / 2)).clamp(-config.clamp, config.clamp)
         error = (value - wanted.repeat_interleave(many, 1)).abs()
         weight = found * points.weight.repeat_interleave(many, 1)
-        used = cells.filled(bound.cells_keys(), empty)
+        used = tables.filled(bound.cells_keys(), empty)
         prior = (bound.cells().square().sum(-1) * used).sum(1)
         # Sums over a fixed number of pairs: each cell's gradient is what it would be alone.
         return {
