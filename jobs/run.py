@@ -75,10 +75,14 @@ def _stages(arguments: argparse.Namespace, names: tuple[str, ...]) -> int:
 
 def execute(driver: Driver, names: tuple[str, ...]) -> Any:
     """Runs the stages in order; returns the summary of the store if they got so far."""
+    from pipeline import stages
+
     summary = None
     if names != ("ingest",):
         driver.refuse_other_run()
     if "ingest" in names:
+        if len(names) > 1:
+            stages.refuse_unfit(driver.run)
         meta = driver.ingest()
         text.say(
             f"prepared: {meta.rows} samples ({text.counts(meta.counts)}) in "

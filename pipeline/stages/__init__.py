@@ -5,6 +5,7 @@ A driver maps them: `prepare` -> `ingest_shard` for each unit -> `fold_prepared`
 for each chunk -> `evaluate_finish`.
 """
 
+from pipeline.stages.common import refuse_unfit
 from pipeline.stages.evaluate import (
     Evaluator,
     Summary,
@@ -32,6 +33,7 @@ __all__ = [
     "plan_fit",
     "prepare",
     "prepared_line",
+    "refuse_unfit",
     "summarize",
     "train_shared",
     "trained",

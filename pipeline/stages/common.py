@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from pipeline import methods
 from pipeline.ingest.prepared import Prepared, open_prepared
-from schemas.run import Run
-from schemas.samples import PreparedMeta
+from schemas.run import ImageIngest, Run, ShapeIngest
+from schemas.samples import POINT_SETS, FormSpec, PreparedMeta
 
 
 def prepared_of(run: Run) -> Prepared:
@@ -25,10 +25,17 @@ def row_count(run: Run, meta: PreparedMeta) -> int:
 
 def build_method(run: Run, prepared: Prepared) -> Any:
     """The method of a run, built for the form its prepared samples have."""
-    from pipeline.samples import form_of, require
+    from pipeline.samples import form_of
+
+    form = form_of(prepared.rows(0, min(4, prepared.meta.rows)), prepared.meta.kind)
+    return method_for(run, form)
+
+
+def method_for(run: Run, form: FormSpec) -> Any:
+    """The method of a run, built for a form; ValueError where it needs what the form lacks."""
+    from pipeline.samples import require
 
     config = methods.configure(run.method.name, run.method.preset, run.method.settings())
-    form = form_of(prepared.rows(0, min(4, prepared.meta.rows)), prepared.meta.kind)
     method = methods.load(run.method.name).build(config, form)
     for size in sizes_of(method):
         try:
@@ -36,6 +43,43 @@ def build_method(run: Run, prepared: Prepared) -> Any:
         except ValueError as error:
             raise ValueError(f"{run.method.name}: {error}") from None
     return method
+
+
+def refuse_unfit(run: Run) -> None:
+    """Raises ValueError, before a sample is read, where the keys of ingest already tell that the
+    method cannot use what they make."""
+    form = best_form(run)
+    if form is not None:
+        method_for(run, form)
+
+
+def best_form(run: Run) -> FormSpec | None:
+    """The form that the keys of ingest make of files that hold all that files may hold."""
+    ingest, kind = run.ingest, run.dataset.kind
+    if isinstance(ingest, ImageIngest):
+        channels = {"rgb": 3, "gray": 1}.get(ingest.color)
+        return channels and FormSpec(kind=kind, channels=channels, dims=2)
+    common = {
+        "kind": kind,
+        "dims": 3,
+        "color": True,
+        "sets": tuple(name for name in POINT_SETS if getattr(ingest, name)),
+    }
+    if isinstance(ingest, ShapeIngest):
+        return FormSpec(
+            **common,
+            signed=ingest.sign != "none",
+            distances=True,
+            normals=True,
+            voxels=ingest.voxels,
+            views=ingest.views,
+            view_size=ingest.view_size if ingest.views else 0,
+        )
+    return FormSpec(
+        **common,
+        distances=bool(ingest.near or ingest.uniform),
+        normals=ingest.normals != "none",
+    )
 
 
 def sizes_of(method: Any) -> list[Any]:
