@@ -124,6 +124,8 @@ class Plan(Schema):
     compiled: bool
     fused: bool = False
     """Rows are fitted by the compiled loop over single networks."""
+    kernel: Literal["", "fp32", "tf32", "bf16"] = ""
+    """Rows are fitted by the kernel of GPUs, with factors of products rounded so; empty: not."""
 
     @property
     def units(self) -> int:

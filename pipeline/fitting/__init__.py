@@ -1,5 +1,6 @@
 """Finding parameters: method types, phases, lanes, training of what is shared."""
 
+from pipeline.fitting.cuda.choice import COMPARED, choose_kernel
 from pipeline.fitting.describe import describe
 from pipeline.fitting.fit import fit_rows, fit_units
 from pipeline.fitting.paths import NUMERICS, choose_path, default_lanes, estimate_seconds
@@ -19,12 +20,14 @@ from pipeline.fitting.train import Trained, train
 from pipeline.fitting.units import Fitted
 
 __all__ = [
+    "COMPARED",
     "NUMERICS",
     "Fitted",
     "Stream",
     "Together",
     "Trained",
     "bindable",
+    "choose_kernel",
     "choose_path",
     "default_lanes",
     "describe",

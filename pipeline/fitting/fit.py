@@ -23,12 +23,14 @@ def fit_rows(
     device: str | torch.device = "cpu",
     compiled: bool = False,
     fused: bool = False,
+    kernel: str = "",
     kept: dict[int, Tensors] | None = None,
 ) -> Fitted:
     """Fits one row for each sample, with `shared` as it is.
 
-    `fused` takes the compiled loop over single networks (`choose_path` says where it can). `kept`
-    gives rows (by position, without a sample axis) that stay as they are: those of training.
+    `fused` takes the compiled loop over single networks, `kernel` the kernel of GPUs in this
+    precision (`choose_path` says where they can). `kept` gives rows (by position, without a sample
+    axis) that stay as they are: those of training.
     """
     ((_, fitted),) = fit_units(
         method,
@@ -39,6 +41,7 @@ def fit_rows(
         device=device,
         compiled=compiled,
         fused=fused,
+        kernel=kernel,
         kept={0: kept or {}},
     )
     return fitted
@@ -54,6 +57,7 @@ def fit_units(
     device: str | torch.device = "cpu",
     compiled: bool = False,
     fused: bool = False,
+    kernel: str = "",
     kept: dict[Hashable, dict[int, Tensors]] | None = None,
 ) -> Iterator[tuple[Hashable, Fitted]]:
     """Fits units of samples; a unit is yielded when its last row is done. `kept` is by unit.
@@ -61,7 +65,15 @@ def fit_units(
     Methods with one phase refill lanes across units: the next unit is pulled while the last rows of
     the one before still run, so no lane idles between them.
     """
-    stream = Stream(method, shared, lanes=lanes, device=device, compiled=compiled, fused=fused)
+    stream = Stream(
+        method,
+        shared,
+        lanes=lanes,
+        device=device,
+        compiled=compiled,
+        fused=fused,
+        kernel=kernel,
+    )
     work = (Unit.of(key, samples, seed, (kept or {}).get(key)) for key, samples in units)
     for unit in stream.run(lambda: next(work, None)):
         yield unit.key, fitted_unit(method, unit)

@@ -38,6 +38,7 @@ class Stream:
         device: str | torch.device = "cpu",
         compiled: bool = False,
         fused: bool = False,
+        kernel: str = "",
     ):
         if lanes is not None and lanes < 2:
             raise ValueError(
@@ -51,6 +52,14 @@ class Stream:
         if fused:
             self._require_fused()
         self.run = self._fused if fused else self._lanes if len(method.fit) == 1 else self._phases
+        if kernel:
+            from pipeline.fitting.cuda.stream import fit_by_kernel
+
+            if self.device.type != "cuda":
+                raise ValueError(
+                    f"the plan chose the kernel of GPUs, this worker computes on {self.device}"
+                )
+            self.run = fit_by_kernel(method, self.shared, kernel, self.device)
 
     @property
     def occupancy(self) -> tuple[int, int, int]:

@@ -48,6 +48,8 @@ class Unit:
     samples: Samples
     seed: int
     outcomes: list[Outcome | None]
+    rows: Tensors | None = None
+    """All rows, where they were fitted in one piece; their outcomes hold none."""
     steps: list[int] = field(default_factory=list)
     """Of all phases together, where there are several."""
 
@@ -92,12 +94,18 @@ def fitted_unit(method: Method, unit: Unit) -> Fitted:
     if not all(bool(torch.isfinite(v).all()) for o in unit.outcomes for v in o.rows.values()):
         unit.outcomes = [_finite(o) for o in unit.outcomes]
     verdicts = [_verdict(outcome, target) for outcome in unit.outcomes]
-    rows = {
-        name: torch.stack(
-            [lost(o.rows[name]) if o.reason in ENDED else o.rows[name] for o in unit.outcomes]
-        )
-        for name in row_names(method)
-    }
+    if unit.rows is None:
+        rows = {
+            name: torch.stack(
+                [lost(o.rows[name]) if o.reason in ENDED else o.rows[name] for o in unit.outcomes]
+            )
+            for name in row_names(method)
+        }
+    else:
+        rows = {n: unit.rows[n] for n in row_names(method)}
+        gone = [i for i, o in enumerate(unit.outcomes) if o.reason in ENDED]
+        for value in rows.values() if gone else ():
+            value[gone] = lost(value[gone])
     return Fitted(
         rows=limited_rows(method.model, rows),
         status=[v[0] for v in verdicts],
@@ -117,7 +125,8 @@ def _finite(outcome: Outcome) -> Outcome:
 
 
 def _verdict(outcome: Outcome, target: Target | None) -> tuple[RowStatus, Code, str]:
-    note = f"{outcome.request.note}; again at a lower rate: " if outcome.request.note else ""
+    how = "at a lower rate" if outcome.request.factor != 1 else "in float32"
+    note = f"{outcome.request.note}; again {how}: " if outcome.request.note else ""
     if outcome.reason == UNFIT:
         return RowStatus.FAILED, Code.TOO_LARGE, outcome.request.note
     if outcome.reason == DIVERGED:

@@ -62,6 +62,7 @@ class Fitter:
             device=self.device,
             compiled=self.plan.compiled,
             fused=self.plan.fused,
+            kernel=self.plan.kernel,
         )
         return fitting.Together(stream)
 

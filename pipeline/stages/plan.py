@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from schemas.store import SHARD_BYTES, ColumnSpec, Plan, Segment
 
 FIT_SECONDS = 120.0
 UNITS_PER_WORKER = 20
+GPU = 500.0
+"""Rows that the kernel of GPUs fits in the time of one in a core's compiled loop, roughly."""
 
 NORMALIZATION = (
     ColumnSpec(name="center_x", dtype="float64", description="original = coords / scale + center"),
@@ -119,13 +122,18 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
     shared = shared_tensors(run, method)
     arrays = fitting.row_arrays(method)
     rows = row_count(run, prepared.meta)
-    lanes = run.fit.lanes or fitting.default_lanes(method)
     compiled = run.fit.compile == "always"
     device = "cuda" if run.resources.gpus else "cpu"
+    lanes = run.fit.lanes or fitting.default_lanes(method, device)
     if run.fit.compile == "never":
         fused, path = False, "plain PyTorch"
     else:
         fused, path = fitting.choose_path(method, device, compiled)
+    kernel, seconds = "", fitting.estimate_seconds(method, fused)
+    if device == "cuda" and run.fit.compile == "auto":
+        some = partial(first_samples, prepared, device)
+        kernel, path = fitting.choose_kernel(method, shared, some, run.seed)
+        seconds /= GPU if kernel else 1
     spec = fitting.describe(
         method,
         seed=run.seed,
@@ -142,10 +150,7 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         numerics=fitting.NUMERICS,
         prepared_fingerprint=prepared.meta.fingerprint,
         rows=rows,
-        unit_rows=run.fit.unit_rows
-        or unit_rows(
-            rows, row_bytes, fitting.estimate_seconds(method, fused), max(workers, 1), lanes
-        ),
+        unit_rows=run.fit.unit_rows or unit_rows(rows, row_bytes, seconds, max(workers, 1), lanes),
         segments=(Segment(prepared=0, store=0, rows=rows),),
         arrays=arrays,
         columns=(*SOURCE_COLUMNS[prepared.meta.kind], *cheap_metrics(prepared.meta.kind)),
@@ -153,8 +158,18 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         lanes=lanes,
         compiled=compiled,
         fused=fused,
+        kernel=kernel,
     )
     return plan, {name: value.numpy() for name, value in shared.items()}
+
+
+def first_samples(prepared: Prepared, device: str) -> Any:
+    """Samples on which ways of fitting are compared."""
+    from pipeline.fitting import COMPARED
+    from pipeline.samples import load_samples
+
+    table = prepared.rows(0, min(COMPARED, prepared.meta.rows))
+    return load_samples(table, prepared.meta.kind, device)
 
 
 def unit_rows(rows: int, row_bytes: int, row_seconds: float, workers: int, lanes: int) -> int:

@@ -18,16 +18,17 @@ from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Descend, Target
 from pipeline.fitting.optimizers import Adam
 from pipeline.fitting.starts import starts_of
-from pipeline.fitting.units import Unit
+from pipeline.fitting.units import Unit, fitted_unit
 from pipeline.objectives.distance import DistanceError
 from pipeline.samples import load_samples
 from tests.fitting.tables import box_table, picture_table
 
 pytest.importorskip("triton", reason="triton is not installed (Linux on x86-64 only)")
 
-from pipeline.fitting.cuda import run
+from pipeline.fitting.cuda import choice, run
 from pipeline.fitting.cuda.exact import losses
 from pipeline.fitting.cuda.run import DIVERGED, MET, SPENT, Loop
+from pipeline.fitting.cuda.stream import fit_by_kernel
 
 
 def images(sizes, **settings):
@@ -206,3 +207,50 @@ def test_a_row_that_meets_its_target_by_rounding_alone_is_fitted_again_in_float3
     for name, value in again.items():
         for i, other in enumerate(worse):
             assert torch.equal(value[i], (reference if other else rows)[name][i])
+
+
+def test_the_fastest_mode_that_fits_as_well_as_float32_is_chosen(monkeypatch):
+    method, samples = images([(6, 6)] * 2, steps=12, target_psnr=None)
+    mode, words = choice.choose_mode(method, {}, samples, 0)
+    assert mode == "bf16"
+    assert words.startswith("bf16: 1.00 x the steps, ")
+    monkeypatch.setattr(choice, "LOSS", 0.5)  # so good is none
+    mode, words = choice.choose_mode(method, {}, samples, 0)
+    assert mode == "fp32"
+    assert "tf32: 1.00 x the steps" in words
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    mode, words = choice.choose_kernel(method, {}, None, 0)
+    assert mode == "tf32"
+    assert words.startswith("one program a network by triton 3.")
+    clipped = {"": replace(method.fit[0].updates[0].groups[""], clip=1.0)}
+    other = with_phase(method, updates=(replace(method.fit[0].updates[0], groups=clipped),))
+    assert choice.choose_kernel(other, {}, None, 0)[0] == ""
+    assert "clipping" in choice.choose_kernel(other, {}, None, 0)[1]
+    with pytest.raises(ValueError, match="without clipping"):
+        fit_by_kernel(other, {}, "bf16", torch.device("cpu"))
+
+
+def test_units_of_the_kernel_are_those_of_lanes_with_the_rows_that_are_kept():
+    table = picture_table([(6, 6), (5, 7), (4, 4)])
+    method, _ = images([(6, 6)], steps=5, target_psnr=None)
+    units = [Unit.of(i, load_samples(table.slice(0, n), "images"), 3) for i, n in enumerate((3, 2))]
+    plain = fit_rows(method, {}, units[0].samples, seed=3, lanes=2)
+    kept = {name: value[1] + 1 for name, value in plain.rows.items()}
+    units.append(Unit.of(2, units[0].samples, 3, {1: kept}))
+    waiting = list(units)
+    fit = fit_by_kernel(method, {}, "fp32", torch.device("cpu"))
+    found = [fitted_unit(method, u) for u in fit(lambda: waiting.pop(0) if waiting else None)]
+    assert len(found) == 3
+    for other in (found[0], found[2]):
+        assert other.status == plain.status
+    assert distance(found[0].rows, plain.rows) < 1e-3
+    for name, value in found[0].rows.items():
+        assert torch.equal(found[1].rows[name], value[:2])
+        assert torch.equal(found[2].rows[name][::2], value[::2])
+        assert torch.equal(found[2].rows[name][1], kept[name])
+
+
+def test_a_plan_for_gpus_is_refused_without_one():
+    method, samples = images([(4, 4)] * 2)
+    with pytest.raises(ValueError, match="kernel of GPUs, this worker computes on cpu"):
+        fit_rows(method, {}, samples, seed=0, kernel="bf16")

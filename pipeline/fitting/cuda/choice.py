@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 
 import torch
 
@@ -20,7 +21,7 @@ UNSEEN = "tf32"
 """The mode where the machine that plans has no GPU to compare on."""
 OLDEST = (3, 4)
 """Version of Triton."""
-ROWS = 16
+COMPARED = 16
 """Samples on which modes are compared with the plain path."""
 STEPS, LOSS = 1.05, 1.02
 """A mode is good enough if it takes at most this many times the steps, and ends at most at this
@@ -45,21 +46,34 @@ def path_name(mode: str) -> str:
     return f"one program a network by triton {importlib.metadata.version('triton')}, {mode}"
 
 
-def choose_mode(
-    method: Method,
-    shared: Tensors,
-    samples: Samples,
-    seed: int,
+def choose_kernel(
+    method: Method, shared: Tensors, some: Callable[[], Samples], seed: int
 ) -> tuple[str, str]:
+    """The mode of the kernel, empty if rows are to be fitted in lanes, and the path in words.
+
+    `some` loads samples on the GPU; it is called where there is one to compare modes on.
+    """
+    why = why_not(method)
+    if why:
+        return "", f"plain PyTorch ({why})"
+    if not torch.cuda.is_available():
+        return UNSEEN, f"{path_name(UNSEEN)} (no GPU where this was planned to compare others on)"
+    mode, words = choose_mode(method, shared, some(), seed)
+    return mode, f"{path_name(mode)} ({words})"
+
+
+def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) -> tuple[str, str]:
     """The fastest mode that fits some samples as well as the plain path does, and a word on it.
 
     A mode that takes more steps or ends at a higher loss is passed over; float32 is always good
     enough. The comparison runs where the samples lie.
     """
-    from pipeline.fitting.cuda.exact import losses
+    from pipeline.fitting.cuda.exact import float32_products, losses
     from pipeline.fitting.cuda.stream import fit_by_kernel
     from pipeline.fitting.stream import Stream
     from pipeline.fitting.units import Unit, fitted_unit
+
+    shared = {name: value.to(samples.device) for name, value in shared.items()}
 
     def fitted(run):
         units = iter([Unit.of(0, samples, seed)])
@@ -70,7 +84,8 @@ def choose_mode(
         loss = losses(method, shared, samples, index, found.rows, keys)
         return found.steps.double().clamp(min=1).log(), loss.double().clamp(min=1e-30).log().cpu()
 
-    plain = fitted(Stream(method, shared, device=samples.device).run)
+    with float32_products():
+        plain = fitted(Stream(method, shared, device=samples.device).run)
     told = []
     for mode in MODES[:-1]:
         found = fitted(fit_by_kernel(method, shared, mode, samples.device))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pipeline.fields.bind import Tensors
+from pipeline.fitting.cuda.choice import why_not
 from pipeline.fitting.cuda.run import Loop, Mode
 from pipeline.fitting.method import Method
 from pipeline.fitting.starts import starts_of
@@ -17,6 +18,9 @@ def fit_by_kernel(
     method: Method, shared: Tensors, mode: Mode, device: torch.device
 ) -> Callable[[Callable[[], Unit | None]], Iterator[Unit]]:
     """What fits the units that it pulls, each with its rows in one piece (`Unit.rows`)."""
+    why = why_not(method)
+    if why:
+        raise ValueError(f"this method cannot be fitted by the kernel of GPUs here: {why}")
     loop = Loop(method, shared, mode, device)
 
     def run(pull: Callable[[], Unit | None]) -> Iterator[Unit]:
