@@ -18,7 +18,7 @@ from pathlib import Path
 
 from schemas.run import sample_set_name
 
-VERSION = 1
+VERSION = 2
 """Of what the makers write: another number, another folder."""
 DATE = 1_700_000_000
 """Modification time of every file."""

@@ -14,12 +14,14 @@ from pipeline.ingest.procedural import CLASSES, Parts, block, exported, generato
 from pipeline.ingest.sampling import draw_surface
 
 SCENES = 24
-FLOOR = (2.4, 2.4, 0.06)
+FLOOR = (2.2, 2.2, 0.06)
 FLOOR_COLOR = (200, 196, 188)
 COUNTS = {"three": 3, "four": 4, "five": 5, "six": 6}
 """Shapes of a scene, by class folder."""
 CLOUD_POINTS = 4096
-TRIES = 2000
+TRIES = 500
+GAP = 0.03
+"""Least distance between the discs in which shapes stand."""
 
 
 def scene(rng: np.random.Generator, count: int) -> Parts:
@@ -32,10 +34,11 @@ def scene(rng: np.random.Generator, count: int) -> Parts:
         made = CLASSES[name][0](rng)
         whole = trimesh.util.concatenate([part for part, _ in made.values()])
         low, high = whole.bounds
-        size = rng.uniform(0.4, 0.75) / (high - low).max()
-        radius = float(np.linalg.norm((high - low)[:2])) / 2 * size
-        center = _free_place(rng, placed, radius)
-        placed.append((center, radius))
+        size = rng.uniform(0.6, 0.95) / (high - low).max()
+        radius = float(np.linalg.norm((high - low)[:2])) / 2
+        while (center := _free_place(rng, placed, radius * size)) is None:
+            size *= 0.9
+        placed.append((center, radius * size))
         turn = trimesh.transformations.rotation_matrix(rng.uniform(0, 2 * np.pi), (0, 0, 1))
         middle = np.append((low + high)[:2] / 2, low[2])
         for part, (mesh, color) in made.items():
@@ -47,15 +50,14 @@ def scene(rng: np.random.Generator, count: int) -> Parts:
     return parts
 
 
-def _free_place(rng, placed, radius) -> np.ndarray:
-    """A place on the floor that is free, else the one with the most room of many."""
+def _free_place(rng, placed, radius) -> np.ndarray | None:
+    """A place on the floor for a disc, clear of the others, None if many tries find none."""
     reach = FLOOR[0] / 2 - radius
     tries = rng.uniform(-reach, reach, (TRIES, 2))
-    room = np.full(TRIES, np.inf)
+    free = np.ones(TRIES, bool)
     for center, other in placed:
-        room = np.minimum(room, np.linalg.norm(tries - center, axis=1) - other - radius)
-    free = np.flatnonzero(room > 0.02)
-    return tries[free[0] if len(free) else int(room.argmax())]
+        free &= np.linalg.norm(tries - center, axis=1) > other + radius + GAP
+    return tries[int(free.argmax())] if free.any() else None
 
 
 def make_scenes(folder: Path, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ import igl
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from jobs.config import load_run
 from jobs.tree import ConfigError
@@ -19,7 +20,7 @@ from pipeline.ingest.glyphs import CELLS, GLYPHS, glyphs, solid
 from pipeline.ingest.mesh import is_watertight, welded_faces
 from pipeline.ingest.meshes import read_mesh
 from pipeline.ingest.procedural import CLASSES, generator
-from pipeline.ingest.sample_sets import folder, is_complete
+from pipeline.ingest.sample_sets import VERSION, folder, is_complete
 from pipeline.ingest.scenes import COUNTS, scan
 from pipeline.ingest.target import find_target
 from schemas.base import Location
@@ -114,13 +115,23 @@ def test_a_scene_is_a_floor_and_the_shapes_of_its_class():
         shapes = {tuple(n.split()[:2]) for n in mesh.part_names if n != "floor"}
         assert len(shapes) == COUNTS[path.parent.name]
         assert "floor" in mesh.part_names
+        boxes = {}
+        for i, part in enumerate(mesh.part_names):
+            at = mesh.vertices[mesh.faces[mesh.part == i].reshape(-1)]
+            boxes.setdefault(part if part == "floor" else part.rpartition(" ")[0], []).append(at)
+        places = [np.concatenate(v)[:, :2] for k, v in boxes.items() if k != "floor"]
+        for i, one in enumerate(places):
+            for other in places[:i]:
+                apart = np.linalg.norm((one.min(0) + one.max(0) - other.min(0) - other.max(0)) / 2)
+                assert apart > 0.2
+                assert cKDTree(one).query(other)[0].min() > 0.02
         assert mesh.vertices[:, 2].min() > -0.07
         assert np.abs(mesh.vertices[:, :2]).max() < 1.25
 
 
 def test_a_set_is_the_same_in_another_cache_to_the_date_of_its_files(cache, tmp_path, monkeypatch):
     first = folder("glyph-images")
-    assert first == cache / "glyph-images-1" / "files"
+    assert first == cache / f"glyph-images-{VERSION}" / "files"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     second = folder("sample:glyph-images")
     assert second != first
@@ -142,9 +153,9 @@ def test_several_processes_make_one_set_at_once(cache):
     ]
     said = {process.communicate()[0].strip() for process in crowd}
     assert all(process.returncode == 0 for process in crowd)
-    assert said == {str(cache / "glyph-images-1" / "files")}
-    assert [p.name for p in cache.iterdir()] == ["glyph-images-1"]
-    assert len(files(cache / "glyph-images-1" / "files")) == 96
+    assert said == {str(cache / f"glyph-images-{VERSION}" / "files")}
+    assert [p.name for p in cache.iterdir()] == [f"glyph-images-{VERSION}"]
+    assert len(files(cache / f"glyph-images-{VERSION}" / "files")) == 96
 
 
 def test_a_set_that_lost_a_file_is_made_again(cache):
@@ -155,7 +166,7 @@ def test_a_set_that_lost_a_file_is_made_again(cache):
     before = os.stat(made).st_mtime_ns
     folder("glyph-images")
     assert os.stat(made).st_mtime_ns == before
-    assert [p.name for p in cache.iterdir()] == ["glyph-images-1"]
+    assert [p.name for p in cache.iterdir()] == [f"glyph-images-{VERSION}"]
 
 
 def test_without_a_home_a_temporary_folder_serves(tmp_path, monkeypatch):
