@@ -11,22 +11,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from pipeline.draw import Draw
-from pipeline.fields.bind import Tensors, bind
-from pipeline.fitting.method import Method, Phase, group_of, row_names
-from pipeline.fitting.optimizers import Optimizer
-from pipeline.fitting.rows import Layout, bindable
+from pipeline.fields.bind import Tensors
+from pipeline.fitting.memory import out_of_memory, release
+from pipeline.fitting.method import Method, Phase
+from pipeline.fitting.rows import lost
+from pipeline.fitting.step import DIVERGED, FULL, RUNNING, SPENT, State, Step, pointwise
+from pipeline.fitting.step import MET as MET
 from pipeline.samples import Batch, Samples, join
 
-RUNNING, MET, DIVERGED, SPENT = 0, 1, 2, 3
 RETRY_FACTOR = 0.25
 """A row that diverges starts once more with its rates multiplied by this."""
+MOST_PARTS = 64
+"""Into no more parts is a step cut where memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -60,58 +63,15 @@ class Outcome:
     """The value that the target watches, smoothed."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Parameters that one optimizer moves in one update; `optimizer` None: they stay."""
-
-    layout: Layout
-    update: int
-    optimizer: Optimizer | None
-
-
-@dataclass(frozen=True)
-class State:
-    """All that changes from step to step."""
-
-    flats: list[Float[Tensor, "n _"]]
-    moments: list[list[Float[Tensor, "n _"]]]
-    step: Int[Tensor, "n"]
-    reason: Int[Tensor, "n"]
-    factor: Float[Tensor, "n"]
-    watched: Float[Tensor, "n"]
-    loss: Float[Tensor, "n"]
-
-
-def row_groups(method: Method, phase: Phase) -> list[Group]:
-    """Splits the rows of a method by the optimizer that moves them."""
-    model = method.field.model
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    members: dict[tuple[int, str | None], list[str]] = {}
-    for name in row_names(method):
-        claims = [
-            (i, prefix)
-            for i, update in enumerate(phase.updates)
-            if name in trained and (prefix := group_of(name, update.groups)) is not None
-        ]
-        if len(claims) > 1:
-            raise ValueError(f"row parameter {name!r} is moved by two updates of one phase")
-        members.setdefault(claims[0] if claims else (-1, None), []).append(name)
-    return [
-        Group(
-            Layout.of(model, names),
-            update,
-            None if prefix is None else phase.updates[update].groups[prefix],
-        )
-        for (update, prefix), names in members.items()
-    ]
-
-
 class Lanes:
     """One phase of a method over at most `lanes` lanes, for samples of one shape class.
 
     `full`: every step sees all of a sample, so its data is decoded once. Where the lanes may differ
     in number from step to step (eager code on CPUs), there are as many as there are rows, and no
     lane idles; elsewhere empty ones are computed and ignored.
+
+    Where memory runs out, half the lanes go on, and the other rows wait for a lane; two lanes go on
+    in parts (see `Step`) if the loss can be cut; then what is in the lanes leaves as `FULL`.
     """
 
     def __init__(
@@ -123,82 +83,121 @@ class Lanes:
         lanes: int,
         full: bool,
         compiled: bool = False,
+        parts: int = 1,
     ):
         if lanes < 2:
             raise ValueError(f"lanes: {lanes}, must be at least 2")
-        self.method, self.phase, self.shared = method, phase, shared
-        self.lanes, self.full = lanes, full
-        self.groups = row_groups(method, phase)
-        self.compiled = compiled
-        self.advance = compiled_step(self._advance) if compiled else self._advance
+        self.phase, self.lanes, self.full = phase, lanes, full
+        self.step = Step(method, phase, shared, compiled=compiled, parts=parts)
+        self.groups, self.compiled = self.step.groups, compiled
         self.steps = self.computed = self.used = 0
         """Steps, lanes computed in them all told, and those of them that held a row."""
+        self.shortages = 0
+        """How often memory ran out."""
 
     def run(self, following: Callable[[], Request | None]) -> Iterator[Outcome]:
         """Fits rows as long as `following` has one when a lane is free; yields them as they leave.
 
         `following` is asked again at every step while lanes are free.
         """
-        held: list[Request | None] = []
-        again: deque[Request] = deque()
-        state = fixed = None
+        now, again = _Now(), deque[Request]()
         while True:
-            room = self.lanes - sum(request is not None for request in held)
             new: list[Request] = []
-            while len(new) < room:
+            while len(new) < self.lanes - len(now.live):
                 request = again.popleft() if again else following()
                 if request is None:
                     break
                 new.append(request)
-            if not new and all(request is None for request in held):
+            if not new and not now.live:
                 return
-            some = new[0] if new else next(r for r in held if r is not None)
-            device = some.samples.device
-            source = self._places(held, len(new), elastic=device.type == "cpu")
-            if state is None:
-                state = self._empty(device, len(source))
-            elif source != list(range(len(held))):
-                at = torch.tensor([max(lane, 0) for lane in source], device=device)
-                state, fixed = _lanes_at(state, at), None if fixed is None else _taken(fixed, at)
-            held = [held[lane] if lane >= 0 else None for lane in source]
-            free = [lane for lane, request in enumerate(held) if request is None]
-            filled = free[: len(new)]
-            for lane, request in zip(filled, new):
-                held[lane] = request
-            if filled:
-                state = self._fill(state, filled, new)
-                if self.full:
-                    fixed = self._refresh(fixed, filled, held, state)
-            keys = torch.stack([(request or some).key for request in held]).to(device)
-            for _ in range(1 if device.type == "cpu" else 8):
-                draw = Draw(keys, state.step)
-                batch = fixed if fixed is not None else self._draw(held, draw)
-                state = self.advance(state, batch, draw)
-                if self.phase.edits:
-                    state = self._edit(state, batch, draw)
-                self.steps += 1
-                self.computed += len(held)
-                self.used += sum(request is not None for request in held)
-            for lane, reason in enumerate(state.reason.tolist()):
-                if reason == RUNNING or held[lane] is None:
+            words = ""
+            try:
+                now = self._some_steps(self._admit(now, new))
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                words = " ".join(str(error).split())[:200] or type(error).__name__
+            if words:  # outside of the handler: the error holds on to what filled the memory
+                again.extendleft(reversed(new))
+                now, ended = self._shrink(now, again, words)
+                yield from ended
+                continue
+            for lane, reason in enumerate(now.state.reason.tolist()):
+                request = now.held[lane]
+                if reason == RUNNING or request is None:
                     continue
-                outcome = self._collect(state, lane, held[lane], reason)
-                held[lane] = None
+                outcome = self._collect(now.state, lane, request, reason)
+                now.held[lane] = None
                 retry = self._retry(outcome)
                 if retry is not None:
                     again.append(retry)
                 else:
                     yield outcome
 
-    def _places(self, held: list[Request | None], new: int, *, elastic: bool) -> list[int]:
+    def _admit(self, now: _Now, new: list[Request]) -> _Now:
+        """The lanes of the next step, with new rows in free ones; `now` stays as it is."""
+        some = new[0] if new else now.held[now.live[0]]
+        device = some.samples.device
+        source = self._places(now, len(new), device.type == "cpu")
+        state, fixed, held = now.state, now.fixed, now.held
+        if state is None:
+            state = self._empty(device, len(source))
+        elif source != list(range(len(held))):
+            at = torch.tensor([max(lane, 0) for lane in source], device=device)
+            state, fixed = _lanes_at(state, at), None if fixed is None else _taken(fixed, at)
+        held = [held[lane] if lane >= 0 else None for lane in source]
+        free = [lane for lane, request in enumerate(held) if request is None]
+        filled = free[: len(new)]
+        for lane, request in zip(filled, new):
+            held[lane] = request
+        if filled:
+            state = self._fill(state, filled, new)
+            if self.full:
+                fixed = self._refresh(fixed, filled, held, state)
+        return _Now(held, state, fixed)
+
+    def _places(self, now: _Now, new: int, elastic: bool) -> list[int]:
         """The lanes of the next step by where each comes from; -1: from nowhere."""
-        live = [lane for lane, request in enumerate(held) if request is not None]
-        if self.compiled or not elastic:
-            return [*range(len(held)), *[-1] * (self.lanes - len(held))]
-        wanted = max(2, len(live) + new)
-        spare = [lane for lane in range(len(held)) if held[lane] is None]
+        live = now.live
+        wanted = max(2, len(live) + new) if elastic and not self.compiled else self.lanes
+        spare = [lane for lane in range(len(now.held)) if now.held[lane] is None]
         kept = sorted([*live, *spare[: wanted - len(live)]])
         return [*kept, *[-1] * (wanted - len(kept))]
+
+    def _some_steps(self, now: _Now) -> _Now:
+        """One step; some on a GPU, where each look at the verdicts waits for it."""
+        some = now.held[now.live[0]]
+        state, device = now.state, now.state.step.device
+        keys = torch.stack([(request or some).key for request in now.held]).to(device)
+        for _ in range(1 if device.type == "cpu" else 8):
+            draw = Draw(keys, state.step)
+            batch = now.fixed if now.fixed is not None else self._draw(now.held, draw)
+            state = self.step.advance(state, batch, draw)
+            if self.phase.edits:
+                state = self.step.edit(state, batch, draw)
+            self.steps += 1
+            self.computed += len(now.held)
+            self.used += len(now.live)
+        return _Now(now.held, state, now.fixed)
+
+    def _shrink(self, now: _Now, again: deque[Request], words: str) -> tuple[_Now, list[Outcome]]:
+        """After memory ran out: fewer lanes, or smaller parts, or the rows give up."""
+        release()
+        self.shortages += 1
+        if self.lanes > 2:
+            self.lanes = max(2, self.lanes // 2)
+        elif pointwise(self.phase) and self.step.parts < MOST_PARTS:
+            self.step = self.step.cut(2 * self.step.parts)
+        else:
+            rows = [now.held[lane] for lane in now.live]
+            while again and len(rows) < 2:
+                rows.append(again.popleft())
+            return _Now(), [_full(request, words) for request in rows]
+        # Rows beyond the lanes start again; what waited waits on.
+        beyond = now.live[self.lanes :]
+        again.extendleft(now.held[lane] for lane in reversed(beyond))
+        held = [None if lane in beyond else request for lane, request in enumerate(now.held)]
+        return _Now(held, now.state, now.fixed), []
 
     def _empty(self, device: torch.device, n: int) -> State:
         flats = [torch.zeros(n, g.layout.width, device=device) for g in self.groups]
@@ -281,97 +280,6 @@ class Lanes:
             **{f.name: put(getattr(fixed, f.name), getattr(new, f.name)) for f in fields(new)}
         )
 
-    def _bind(self, flats: list[Tensor]):
-        rows: Tensors = {}
-        for group, flat in zip(self.groups, flats):
-            rows |= group.layout.split(flat)
-        return bind(self.method.field.model, bindable(self.method, self.shared, rows))
-
-    def _advance(self, state: State, batch: Batch, draw: Draw) -> State:
-        """One step of all lanes."""
-        flats, moments = list(state.flats), [list(m) for m in state.moments]
-        go = reason = watched = loss = None
-        for number, update in enumerate(self.phase.updates):
-            mine = [i for i, g in enumerate(self.groups) if g.update == number]
-
-            def losses(leaves: list[Tensor], mine=mine, update=update, flats=flats):
-                used = [f.detach() for f in flats]
-                for i, leaf in zip(mine, leaves):
-                    used[i] = leaf
-                terms = update.loss(self._bind(used), batch, draw)
-                total = torch.stack(list(terms.values())).sum(0)
-                return total.sum(), (terms, total)
-
-            gradients, (terms, total) = self._gradients(losses, [flats[i] for i in mine])
-            if number == 0:
-                go, reason, watched, loss = self._judge(state, terms, total.detach())
-            due = go & (state.step % update.every == 0) if update.every > 1 else go
-            count = torch.div(state.step, update.every, rounding_mode="floor")
-            for i, gradient in zip(mine, gradients):
-                flats[i], moments[i] = self.groups[i].optimizer.update(
-                    flats[i], gradient, moments[i], count, due, state.factor
-                )
-        return State(flats, moments, state.step + go, reason, state.factor, watched, loss)
-
-    def _gradients(self, losses: Callable, leaves: list[Tensor]) -> tuple[list[Tensor], tuple]:
-        """Gradients of a scalar by `leaves`, and what else `losses` returns."""
-        if not leaves:
-            return [], losses([])[1]
-        if self.compiled:  # the compiler traces functional derivatives only
-            _, pull, rest = torch.func.vjp(losses, leaves, has_aux=True)
-            (gradients,) = pull(torch.ones((), device=leaves[0].device))
-            return gradients, rest
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        scalar, rest = losses(leaves)
-        return list(torch.autograd.grad(scalar, leaves)), rest
-
-    def _judge(
-        self, state: State, terms: dict[str, Tensor], total: Tensor
-    ) -> tuple[Bool[Tensor, "n"], Int[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "n"]]:
-        """Which lanes go on, why others end, the watched values and the losses."""
-        target = self.phase.target
-        running = state.reason == RUNNING
-        finite = torch.isfinite(total)
-        watched = total if target is None or target.term is None else terms[target.term].detach()
-        if target is not None and target.smooth:
-            mean = state.watched + (1 - target.smooth) * (watched - state.watched)
-            watched = torch.where(state.step == 0, watched, mean)
-        met = torch.zeros_like(running) if target is None else watched <= target.value
-        if target is not None and target.smooth:
-            met = met & (state.step >= int(2 / (1 - target.smooth)))
-        over = state.step >= self.phase.steps
-        reason = torch.where(over, SPENT, RUNNING)
-        reason = torch.where(met, MET, reason)
-        reason = torch.where(finite, reason, DIVERGED)
-        reason = torch.where(running, reason, state.reason)
-        keep = running & finite
-        return (
-            running & (reason == RUNNING),
-            reason,
-            torch.where(keep, watched, state.watched),
-            torch.where(keep, total, state.loss),
-        )
-
-    def _edit(self, state: State, batch: Batch, draw: Draw) -> State:
-        """Applies the edits to the lanes whose own step is due."""
-        flats = state.flats
-        for every, edit in self.phase.edits:
-            due = (state.reason == RUNNING) & (state.step > draw.step)
-            due &= state.step % every == 0
-            if not bool(due.any()):
-                continue
-            bound = self._bind(flats)
-            rows: Tensors = {}
-            for group, flat in zip(self.groups, flats):
-                rows |= group.layout.split(flat)
-            with torch.no_grad():
-                edited = edit(bound, rows, batch, draw)
-            flats = [
-                torch.where(due[:, None], group.layout.flat({**rows, **edited}), flat)
-                for group, flat in zip(self.groups, flats)
-            ]
-        return replace(state, flats=flats)
-
     def _collect(self, state: State, lane: int, request: Request, reason: int) -> Outcome:
         rows: Tensors = {}
         for group, flat in zip(self.groups, state.flats):
@@ -396,6 +304,26 @@ class Lanes:
         return replace(outcome.request, factor=RETRY_FACTOR, note=note)
 
 
+@dataclass
+class _Now:
+    """What is in the lanes."""
+
+    held: list[Request | None] = field(default_factory=list)
+    state: State | None = None
+    fixed: Batch | None = None
+    """Their data, where it stays the same."""
+
+    @property
+    def live(self) -> list[int]:
+        return [lane for lane, request in enumerate(self.held) if request is not None]
+
+
+def _full(request: Request, words: str) -> Outcome:
+    """A row for which there is not the memory."""
+    rows = {name: lost(value) for name, value in request.rows.items()}
+    return Outcome(replace(request, note=words), rows, FULL, 0, float("nan"), float("nan"))
+
+
 def _lanes_at(state: State, at: Int[Tensor, "m"]) -> State:
     """The state of these lanes."""
     return State(
@@ -418,12 +346,3 @@ def _taken(batch: Batch, at: Int[Tensor, "m"]) -> Batch:
         return replace(part, **{n: v if v is None else v[at] for n, v in columns.items()})
 
     return Batch(**{f.name: members(getattr(batch, f.name)) for f in fields(batch)})
-
-
-def compiled_step(step: Callable) -> Callable:
-    """A step compiled by Inductor, once for each shape class and lane count.
-
-    Falling back to eager code unnoticed would change bits, so it is an error (`fullgraph`).
-    """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    return torch.compile(step, dynamic=False, fullgraph=True)

@@ -10,10 +10,12 @@ from dataclasses import replace
 import torch
 
 from pipeline.fields.bind import Tensors
-from pipeline.fitting.lanes import SPENT, Lanes, Outcome, Request
+from pipeline.fitting.lanes import Lanes, Outcome, Request
+from pipeline.fitting.memory import out_of_memory
 from pipeline.fitting.method import Method, row_names
 from pipeline.fitting.paths import choose_path, default_lanes, points_of
 from pipeline.fitting.starts import entered, starts_of
+from pipeline.fitting.step import SPENT
 from pipeline.fitting.units import ENDED, UNFIT, Pull, Unit
 
 AHEAD = 2
@@ -39,13 +41,14 @@ class Stream:
         compiled: bool = False,
         fused: bool = False,
         kernel: str = "",
+        parts: int = 1,
     ):
         if lanes is not None and lanes < 2:
             raise ValueError(
                 f"lanes: {lanes}, must be at least 2: one lane takes other matrix kernels"
             )
         method.model.eval()
-        self.method, self.lanes, self.compiled = method, lanes, compiled
+        self.method, self.lanes, self.compiled, self.parts = method, lanes, compiled, parts
         self.device = torch.device(device)
         self.shared = {name: value.detach().to(self.device) for name, value in shared.items()}
         self.engines: dict[tuple[int, Kind, int], Lanes] = {}
@@ -134,14 +137,24 @@ class Stream:
                 lanes=count,
                 full=min(kind) > 0,
                 compiled=self.compiled,
+                parts=self.parts,
             )
         return self.engines[number, kind, count]
 
     def _requests(self, unit: Unit, index: list[int]) -> list[Request]:
         """Rows of a unit at the start of the only phase; those that do not fit end here."""
         method, samples, at = self.method, unit.samples, torch.tensor(index)
-        rows, _ = starts_of(method, self.shared, samples, at, unit.seed)
-        rows, unfit = entered(method, self.shared, samples, at, method.fit[0], rows, unit.seed, 0)
+        try:
+            rows, _ = starts_of(method, self.shared, samples, at, unit.seed)
+            phase = method.fit[0]
+            rows, unfit = entered(method, self.shared, samples, at, phase, rows, unit.seed, 0)
+        except Exception as error:
+            if len(index) == 1 or not out_of_memory(error):
+                raise
+            rows = None
+        if rows is None:
+            half = len(index) // 2
+            return [*self._requests(unit, index[:half]), *self._requests(unit, index[half:])]
         keys = unit.keys(at, "fit/0")
         requests = [
             Request(samples, i, {n: v[k] for n, v in rows.items()}, keys[k], unit)

@@ -12,17 +12,17 @@ from torch import Tensor
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors
 from pipeline.fields.latent import limited_rows
-from pipeline.fitting.lanes import DIVERGED, MET, Outcome, Request
+from pipeline.fitting.lanes import Outcome, Request
 from pipeline.fitting.method import Method, Target, row_names
 from pipeline.fitting.rows import lost
+from pipeline.fitting.step import DIVERGED, FULL, MET
 from pipeline.samples import Samples
 from schemas.samples import Code
 from schemas.store import RowStatus
 
 UNFIT = 5
 """Why a row ended, beside those of lanes: its sample needs larger tables; the note says more."""
-
-ENDED = (DIVERGED, UNFIT)
+ENDED = (DIVERGED, FULL, UNFIT)
 """Rows that have no values."""
 
 
@@ -94,13 +94,13 @@ def fitted_unit(method: Method, unit: Unit) -> Fitted:
     if not all(bool(torch.isfinite(v).all()) for o in unit.outcomes for v in o.rows.values()):
         unit.outcomes = [_finite(o) for o in unit.outcomes]
     verdicts = [_verdict(outcome, target) for outcome in unit.outcomes]
+
+    def values(outcome: Outcome, name: str) -> Tensor:
+        value = outcome.rows[name]
+        return lost(value) if outcome.reason in ENDED else value
+
     if unit.rows is None:
-        rows = {
-            name: torch.stack(
-                [lost(o.rows[name]) if o.reason in ENDED else o.rows[name] for o in unit.outcomes]
-            )
-            for name in row_names(method)
-        }
+        rows = {n: torch.stack([values(o, n) for o in unit.outcomes]) for n in row_names(method)}
     else:
         rows = {n: unit.rows[n] for n in row_names(method)}
         gone = [i for i, o in enumerate(unit.outcomes) if o.reason in ENDED]
@@ -118,17 +118,18 @@ def fitted_unit(method: Method, unit: Unit) -> Fitted:
 
 def _finite(outcome: Outcome) -> Outcome:
     """Rows that are not finite count as diverged."""
-    if outcome.reason == UNFIT:
-        return outcome
     finite = all(bool(torch.isfinite(value).all()) for value in outcome.rows.values())
-    return outcome if finite else replace(outcome, reason=DIVERGED)
+    return outcome if finite or outcome.reason in ENDED else replace(outcome, reason=DIVERGED)
 
 
 def _verdict(outcome: Outcome, target: Target | None) -> tuple[RowStatus, Code, str]:
-    how = "at a lower rate" if outcome.request.factor != 1 else "in float32"
-    note = f"{outcome.request.note}; again {how}: " if outcome.request.note else ""
     if outcome.reason == UNFIT:
         return RowStatus.FAILED, Code.TOO_LARGE, outcome.request.note
+    if outcome.reason == FULL:
+        words = f"not enough memory for two rows at a time: {outcome.request.note}"
+        return RowStatus.FAILED, Code.OOM, words
+    how = "at a lower rate" if outcome.request.factor != 1 else "in float32"
+    note = f"{outcome.request.note}; again {how}: " if outcome.request.note else ""
     if outcome.reason == DIVERGED:
         return (
             RowStatus.DIVERGED,

@@ -46,6 +46,8 @@ class DistanceError:
     both: bool = False
     """Whether the prediction is clamped too (`clamped_l1`)."""
     term: ClassVar[str] = "sdf"
+    pointwise: ClassVar[bool] = True
+    """A weighted mean over points: a step may take them in parts."""
 
     def wanted(self, batch) -> Float[Tensor, "n p 1"]:
         return batch.points.distance.clamp(-self.clamp, self.clamp)[..., None]

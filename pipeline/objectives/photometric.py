@@ -34,6 +34,8 @@ class ColorError:
     """
 
     term: ClassVar[str] = "mse"
+    pointwise: ClassVar[bool] = True
+    """A weighted mean over points: a step may take them in parts."""
 
     def wanted(self, batch) -> Float[Tensor, "n p c"]:
         return batch.grid.color * 2 - 1

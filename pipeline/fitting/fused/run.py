@@ -16,8 +16,9 @@ from pipeline.fields.bind import Tensors
 from pipeline.fitting.fused import kernel, passes
 from pipeline.fitting.fused.network import Network, few, points_of
 from pipeline.fitting.fused.recognize import Recognized
-from pipeline.fitting.lanes import DIVERGED, RETRY_FACTOR, Outcome, Request
+from pipeline.fitting.lanes import RETRY_FACTOR, Outcome, Request
 from pipeline.fitting.schedules import schedule
+from pipeline.fitting.step import DIVERGED
 from pipeline.fitting.units import Unit
 from pipeline.objectives.photometric import ColorError
 from pipeline.samples import ALL, Samples, Size
