@@ -61,14 +61,25 @@ class Posterior(nn.Module):
     """A point set to a normal distribution of codes: mean and logarithm of the standard deviation.
 
     The deviations start at 0.05 (the bias of their layer): where they start at 1, the decoder sees
-    noise in place of codes and learns to do without them.
+    noise in place of codes and learns to do without them. `std` is another such start, and `zero`
+    starts all means at zero.
     """
 
-    def __init__(self, inputs: int, width: int, code: int, blocks: int = 5):
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        code: int,
+        blocks: int = 5,
+        *,
+        std: float = 0.05,
+        zero: bool = False,
+    ):
         super().__init__()
         self.points = PointNet(inputs, width, width, blocks)
-        self.mean = Linear(width, code)
-        start = {"weight": Constant(0.0), "bias": Constant(math.log(0.05))}
+        nothing = {"weight": Constant(0.0), "bias": Constant(0.0)}
+        self.mean = Linear(width, code, start=nothing if zero else None)
+        start = {"weight": Constant(0.0), "bias": Constant(math.log(std))}
         self.log_std = Linear(width, code, start=start)
 
     def forward(
