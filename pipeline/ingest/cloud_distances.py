@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from scipy.spatial import cKDTree
 
 from pipeline.ingest.normalize import rounded
-from pipeline.ingest.sampling import jittered, stored_distance, stream
+from pipeline.ingest.sampling import jittered, morton, stored_distance, stream
 from schemas.run import PointIngest
 from schemas.samples import Code, RejectedSample
 
@@ -48,15 +48,26 @@ def distance_sets(
             rng = stream(seed_key, ingest.seed, f"{prefix}{name}")
             if name == "near":
                 start = around[:count]
-                std = tree.query(start, [NEIGHBOUR + 1])[0][:, 0] if count else np.zeros(0)
+                std = distance_to(tree, start, NEIGHBOUR + 1)
                 pick = rng.permutation(np.resize(np.arange(len(start)), count))
                 moved = jittered(rng, start[pick], std[pick], "the distance to neighbours")
             else:
                 moved = rng.uniform(-1, 1, (count, 3))
             stored, exact = rounded(moved, ingest.precision)
-            distance = tree.query(exact)[0] if count else np.zeros(0)
+            distance = distance_to(tree, exact, 1)
             columns[f"{prefix}{name}_coords"] = stored.tobytes()
             columns[f"{prefix}{name}_unsigned_distance"] = stored_distance(
                 distance, ingest.precision
             ).tobytes()
     return columns
+
+
+def distance_to(
+    tree: cKDTree, points: Float64[np.ndarray, "p 3"], which: int
+) -> Float64[np.ndarray, "p"]:
+    """Distance to the nearest point of the tree, the second nearest, ..."""
+    distance = np.zeros(len(points))
+    if len(points):
+        order = np.argsort(morton(points))  # neighbors find the tree's nodes in the cache
+        distance[order] = tree.query(points[order], [which])[0][:, 0]
+    return distance

@@ -109,9 +109,7 @@ def signed_distances(
         Signed distance, winding number, whether the point is before its nearest face (on the side
         of its normal), and that face.
     """
-    order = np.argsort(
-        _morton(points)
-    )  # neighbors find the tree's nodes in the cache: 1.7 x faster
+    order = np.argsort(morton(points))  # neighbors find the tree's nodes in the cache: 1.7 x faster
     points = points[order]
     tree = igl.AABB()
     tree.init(vertices, faces)
@@ -126,7 +124,7 @@ def signed_distances(
     return distance[back], winding[back], before[back], face[back]
 
 
-def _morton(points: Float64[np.ndarray, "p 3"]) -> Int64[np.ndarray, "p"]:
+def morton(points: Float64[np.ndarray, "p 3"]) -> Int64[np.ndarray, "p"]:
     """Place of points of the box along a curve that keeps neighbors together (10 bits an axis)."""
     bits = ((points + 1) * 511.999).astype(np.int64)
     for shift, mask in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):
