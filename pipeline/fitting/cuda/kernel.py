@@ -94,6 +94,14 @@ def block(key, step, tag, held, size):
 
 
 @triton.jit
+def around(place, held, DRAWN: tl.constexpr):
+    """A place past the end of a set: from its start on. Remainders are slow."""
+    if DRAWN > 1:
+        return place % held
+    return tl.where(place >= held, place - held, place)
+
+
+@triton.jit
 def sine_and_cosine(z):
     """By quadrants, to a few units in the last place up to |z| of about 1e5 (Cephes)."""
     shifted = tl.fma(z, TWO_OVER_PI, ROUND)
@@ -244,7 +252,8 @@ def descend(
         wanted: [points, FEW]: channels, zeros.
         starts: [count] int64: a row's first point.
         sets: [count, 2, 3] int32, of each set: its first point from there on (0 for the first set),
-            points held (at least 1), points a step. Not DRAWN: every step takes the first ones.
+            points held (at least 1), points a step. DRAWN = 0: every step takes the first ones; 1:
+            blocks; 2: blocks, some larger than their set.
         tags: [2] int64: hashed names of the sets.
         keys: [count] int64: the rows' draw keys.
         sizes: [budget]: rate / (1 - beta_1 ** (step + 1)).
@@ -292,7 +301,7 @@ def descend(
             tl.debug_barrier()  # the row as the last update left it
             at = 0
             other_at = 0
-            if DRAWN:
+            if DRAWN > 0:
                 at = block(key, step, tl.load(tags), held, size)
                 other_at = block(key, step, tl.load(tags + 1), other_held, other_size)
 
@@ -325,9 +334,10 @@ def descend(
                 i = p + lane
                 there = i < points
                 place = i
-                if DRAWN:
-                    other = other_first + (other_at + tl.maximum(i - size, 0)) % other_held
-                    place = tl.where(i < size, (at + i) % held, other)
+                if DRAWN > 0:
+                    place = around(at + i, held, DRAWN)
+                    other = around(other_at + tl.maximum(i - size, 0), other_held, DRAWN)
+                    place = tl.where(i < size, place, other_first + other)
                 place = (start + tl.where(there, place, 0)) * FEW
                 cell = place[:, None] + column[None, :]
                 inside = there[:, None] & (column < FEW)[None, :]

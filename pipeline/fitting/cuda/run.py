@@ -45,7 +45,7 @@ class Data:
     wanted: Float[Tensor, "t 4"]
     starts: Int[Tensor, "m"]
     sets: Int[Tensor, "m 2 3"]
-    drawn: bool
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -314,7 +314,7 @@ class Loop:
             torch.cat(wanted),
             starts.to(self.device),
             sets.to(torch.int32).to(self.device),
-            self._drawn(samples)[part[0]],
+            int(self._drawn(samples)[part[0]]) * (1 + bool((sets[:, :, 2] > sets[:, :, 1]).any())),
         )
 
     def _decode(self, samples: Samples, index: Tensor, size: Size) -> tuple[Tensor, Tensor]:
