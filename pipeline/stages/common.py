@@ -42,6 +42,12 @@ def method_for(run: Run, form: FormSpec) -> Any:
             require(form, size)
         except ValueError as error:
             raise ValueError(f"{run.method.name}: {error}") from None
+    whole = [size for size in sizes_of(method, fitting=True) if size.voxels or size.views]
+    if run.fit.context != "all" and whole:
+        raise ValueError(
+            f"{run.method.name}: fits from voxels or views, which show the whole sample; "
+            f"fit.context: {run.fit.context} is of points and pixels"
+        )
     return method
 
 
@@ -82,9 +88,11 @@ def best_form(run: Run) -> FormSpec | None:
     )
 
 
-def sizes_of(method: Any) -> list[Any]:
-    """What a method draws of a sample: in its phases, its inner loop, its encoder."""
-    parts = [*method.train, *method.fit, getattr(method, "inner", None), method]
+def sizes_of(method: Any, *, fitting: bool = False) -> list[Any]:
+    """What a method draws of a sample: in its phases (`fitting`: not those of training), its inner
+    loop, its encoder."""
+    parts = [*method.fit, getattr(method, "inner", None), method]
+    parts += [] if fitting else method.train
     return [part.size for part in parts if hasattr(part, "size")]
 
 

@@ -34,6 +34,16 @@ def test_keys_of_ingest_that_make_too_little_are_refused_at_once(ingest, match):
         refuse_unfit(run_with(**ingest))
 
 
+def test_an_encoder_of_whole_voxels_cannot_complete():
+    run = run_with(method={"name": "occnet", "encoder": "voxels"}, voxels=32)
+    refuse_unfit(run)
+    half = run.model_copy(update={"fit": run.fit.model_copy(update={"context": "half"})})
+    with pytest.raises(ValueError, match="occnet: fits from voxels .* show the whole"):
+        refuse_unfit(half)
+    with pytest.raises(ValueError, match=r"occnet.*voxels"):
+        refuse_unfit(run_with(method={"name": "occnet", "encoder": "voxels"}))
+
+
 def test_pictures_of_unknown_channels_are_not_judged_beforehand():
     assert best_form(run_with("images", "siren", color="keep")) is None
     assert best_form(run_with("images", "siren", color="gray")).channels == 1
