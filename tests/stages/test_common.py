@@ -38,7 +38,7 @@ def test_an_encoder_of_whole_voxels_cannot_complete():
     run = run_with(method={"name": "occnet", "encoder": "voxels"}, voxels=32)
     refuse_unfit(run)
     half = run.model_copy(update={"fit": run.fit.model_copy(update={"context": "half"})})
-    with pytest.raises(ValueError, match="occnet: fits from voxels .* show the whole"):
+    with pytest.raises(ValueError, match=r"occnet: fits from voxels .* show the whole"):
         refuse_unfit(half)
     with pytest.raises(ValueError, match=r"occnet.*voxels"):
         refuse_unfit(run_with(method={"name": "occnet", "encoder": "voxels"}))
