@@ -153,6 +153,11 @@ class Driver:
             wanted, standing = getattr(self.run.fit, name), getattr(todo.plan, name)
             if wanted not in (None, standing):
                 text.warn(f"fit.{name}={wanted} has no effect: the store was begun with {standing}")
+        plan = todo.plan
+        if not planned:
+            lanes = "" if plan.fused or plan.kernel else f", {plan.lanes} lanes"
+            path = plan.field.versions.get("path", "")
+            text.say(f"fit: {plan.units} units of {plan.unit_rows} rows; {path}{lanes}")
         tasks = [Task(unit, g, "publish") for unit, g in todo.to_publish]
         tasks += [Task(unit, g, "fit") for unit, g in todo.to_fit]
         if tasks:

@@ -3,6 +3,7 @@
 from pipeline.fitting.cuda.choice import COMPARED, choose_kernel
 from pipeline.fitting.describe import describe
 from pipeline.fitting.fit import fit_rows, fit_units
+from pipeline.fitting.measured import measured_lanes
 from pipeline.fitting.paths import NUMERICS, choose_path, default_lanes, estimate_seconds
 from pipeline.fitting.rows import (
     bindable,
@@ -34,6 +35,7 @@ __all__ = [
     "estimate_seconds",
     "fit_rows",
     "fit_units",
+    "measured_lanes",
     "pack",
     "pack_shared",
     "row_arrays",

@@ -112,7 +112,7 @@ class Stream:
                         queue and len(batch) < count and (not batch or batch[0][0] is queue[0][0])
                     ):
                         batch.append(queue.popleft())
-                    starts.extend(self._requests(batch[0][0], [i for _, i in batch]))
+                    starts.extend(self.requests(batch[0][0], [i for _, i in batch]))
                 return starts.popleft()
 
             engine = self._engine(0, kind, count, len(queue))
@@ -141,7 +141,7 @@ class Stream:
             )
         return self.engines[number, kind, count]
 
-    def _requests(self, unit: Unit, index: list[int]) -> list[Request]:
+    def requests(self, unit: Unit, index: list[int]) -> list[Request]:
         """Rows of a unit at the start of the only phase; those that do not fit end here."""
         method, samples, at = self.method, unit.samples, torch.tensor(index)
         try:
@@ -154,7 +154,7 @@ class Stream:
             rows = None
         if rows is None:
             half = len(index) // 2
-            return [*self._requests(unit, index[:half]), *self._requests(unit, index[half:])]
+            return [*self.requests(unit, index[:half]), *self.requests(unit, index[half:])]
         keys = unit.keys(at, "fit/0")
         requests = [
             Request(samples, i, {n: v[k] for n, v in rows.items()}, keys[k], unit)

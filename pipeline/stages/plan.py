@@ -22,6 +22,8 @@ from schemas.store import SHARD_BYTES, ColumnSpec, Plan, Segment
 
 FIT_SECONDS = 120.0
 UNITS_PER_WORKER = 20
+MEASURE_S = 20.0
+"""Fits that take less than about this many seconds of a core get the usual number of lanes."""
 GPU = 500.0
 """Rows that the kernel of GPUs fits in the time of one in a core's compiled loop, roughly."""
 
@@ -124,7 +126,7 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
     rows = row_count(run, prepared.meta)
     compiled = run.fit.compile == "always"
     device = "cuda" if run.resources.gpus else "cpu"
-    lanes = run.fit.lanes or fitting.default_lanes(method, device)
+    usual = run.fit.lanes or fitting.default_lanes(method, device)
     if run.fit.compile == "never":
         fused, path = False, "plain PyTorch"
     else:
@@ -134,6 +136,10 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         some = partial(first_samples, prepared, device)
         kernel, path = fitting.choose_kernel(method, shared, some, run.seed)
         seconds /= GPU if kernel else 1
+    lanes = usual
+    if run.fit.lanes is None and not (fused or kernel or compiled) and rows * seconds > MEASURE_S:
+        some = partial(first_samples, prepared, device)
+        lanes, _ = fitting.measured_lanes(method, shared, some, device, run.resources.cores)
     spec = fitting.describe(
         method,
         seed=run.seed,
@@ -150,7 +156,7 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         numerics=fitting.NUMERICS,
         prepared_fingerprint=prepared.meta.fingerprint,
         rows=rows,
-        unit_rows=run.fit.unit_rows or unit_rows(rows, row_bytes, seconds, max(workers, 1), lanes),
+        unit_rows=run.fit.unit_rows or unit_rows(rows, row_bytes, seconds, max(workers, 1), usual),
         segments=(Segment(prepared=0, store=0, rows=rows),),
         arrays=arrays,
         columns=(*SOURCE_COLUMNS[prepared.meta.kind], *cheap_metrics(prepared.meta.kind)),
