@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import trimesh
@@ -12,9 +15,11 @@ from pipeline.evaluate import mesh_metrics as meshes
 from pipeline.evaluate import metrics
 from pipeline.evaluate.prepared_lines import held_out_pixels, line_of
 from pipeline.fitting.method import Field, PerSample
+from pipeline.ingest.clouds import decode_cloud
 from pipeline.samples import load_samples, pixel_coords
 from schemas.base import Schema
-from schemas.samples import GRID, IDENTITY, FormSpec
+from schemas.run import PointIngest
+from schemas.samples import GRID, IDENTITY, FormSpec, form_schema
 from tests.evaluate.prepared import picture_table, shape_table
 
 
@@ -105,6 +110,39 @@ def test_shape_metrics_of_spheres():
     assert (exact["iou_uniform"] == 1).all()
     assert (exact["iou_near"] > 0.99).all()  # float16 distances may round onto the surface
     assert np.isnan(exact["distance_error_near"]).all()
+
+
+def test_cloud_metrics_of_a_sphere():
+    """A sphere turned inside out, and twice as steep, has the same zero set: the metrics tell."""
+    points = np.random.default_rng(0).normal(size=(20_000, 3))
+    normals = points / np.linalg.norm(points, axis=1, keepdims=True)
+    data = np.hstack([normals * 0.6, normals]).astype("<f4")
+    buffer = io.BytesIO()
+    np.savez(buffer, points=data[:, :3], normals=data[:, 3:])
+    ingest = PointIngest(normalize="none", near=500, uniform=10, held_out=2000)
+    columns = decode_cloud({"a.npz": buffer.getvalue()}, "a.npz", ingest, "a")
+    line = {"row": 0, "sample_id": "a.npz", "label": "", "split": "train", **columns}
+    form = form_schema("points", ingest.model_dump())
+    table = pa.Table.from_pylist([line], schema=pa.schema([*IDENTITY, *form]))
+
+    def measured(factor, radius=0.6):
+        return metrics.measure_table(
+            "points", lambda row, x: {"sdf": factor * (x.norm(dim=1, keepdim=True) - radius)}, table
+        )
+
+    right, wrong = measured(1.0), measured(-2.0)
+    assert right.keys() == {spec.name for spec in metrics.cheap_metrics("points")}
+    for found, cosine, error in ((right, 1.0, 0.0), (wrong, -1.0, 1.0)):
+        assert found["distance_surface"][0] == pytest.approx(0, abs=1e-4)
+        assert found["normal_cosine"][0] == pytest.approx(cosine, abs=1e-3)
+        assert found["gradient_error"][0] == pytest.approx(error, abs=2e-3)
+    assert right["distance_error_near"][0] < 0.01  # the cloud has gaps
+    assert measured(1.0, radius=0.5)["distance_surface"][0] == pytest.approx(0.1, abs=1e-3)
+    bare = table.drop_columns([n for n in table.column_names if "near" in n or "normals" in n])
+    some = metrics.measure_table("points", lambda row, x: {"sdf": x.norm(dim=1) - 0.6}, bare)
+    assert np.isnan(some["normal_cosine"]).all()
+    assert np.isnan(some["distance_error_near"]).all()
+    assert some["gradient_error"][0] == pytest.approx(0, abs=2e-3)
 
 
 def test_a_field_without_the_quantity_is_refused():
