@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.fields.bind import Bound
+from pipeline.fields.sides import is_inside, side_latent
 from pipeline.fields.tables import (
     OUTSIDE,
     cell_at,
@@ -27,9 +28,8 @@ class CellField(nn.Module):
     """A code a cell, read by hard look-up (Deep Local Shapes): the value of the containing cell.
 
     The network sees the point in the cell's frame (the cell is [-1, 1]^3) and gives distances in
-    sides of a cell. Where a cell has no code, the nearest one that has answers: its value at its
-    nearest point, further from the surface by the distance to there. So the sign far from all
-    cells is that of the last cell on the way.
+    sides of a cell. Where a cell has no code, the nearest one that has tells how far the surface
+    is: its value at its nearest point and the distance to there; a bit of the cell tells the side.
     """
 
     def __init__(
@@ -54,13 +54,15 @@ class CellField(nn.Module):
         )
         for name, latent in parts.items():
             self.add_module(name, latent)
+        self.cells_sides = side_latent(resolution**3, "cells")
         self.net = net
 
     def forward(self, coords: Float[Tensor, "n p d"]) -> Float[Tensor, "n p"]:
         keys, side = self.cells_keys(), self.resolution
         empty = side ** coords.shape[-1]
         cell = cell_at(coords, side)
-        slot, found = find(keys, key_of(cell, side), empty)
+        key = key_of(cell, side)
+        slot, found = find(keys, key, empty)
         if not bool(found.all()):
             other = nearest(keys, filled(keys, empty), cell, side)
             slot = torch.where(found, slot, other)
@@ -69,18 +71,20 @@ class CellField(nn.Module):
         low = cell * (2 / side) - 1
         point = torch.minimum(torch.maximum(coords, low), low + 2 / side)
         value = cell_values(self, point, cell, slot)
-        beyond = (coords - point).square().sum(-1).sqrt()
-        value = value + torch.where(value < 0, -beyond, beyond)
-        return torch.where(self.cells_count()[:, None] > 0, value, OUTSIDE)
+        beyond = value.abs() + (coords - point).square().sum(-1).sqrt()
+        beyond = torch.where(self.cells_count()[:, None] > 0, beyond, OUTSIDE)
+        inside = is_inside(self.cells_sides(), key)
+        return torch.where(found, value, torch.where(inside, -beyond, beyond))
 
     def describe(self) -> list[dict[str, Any]]:
-        names = ("cells", "cells_keys", "cells_count")
+        names = ("cells", "cells_keys", "cells_count", "cells_sides")
         look_up = {
             "kind": "cells",
             "resolution": self.resolution,
             "tables": [getattr(self, name).describe(name) for name in names],
             "key": f"of the containing cell: (x * {self.resolution} + y) * {self.resolution} + z",
-            "empty": "nearest cell with a code: its value at its nearest point, plus the distance",
+            "empty": "nearest cell with a code: its value at its nearest point, plus the distance; "
+            "negative where the bit of the cell is 1",
             "local": "(x - center) * resolution: the cell is [-1, 1]^3",
             "scale": 2 / self.resolution,
         }
@@ -97,7 +101,9 @@ def cell_values(
     """Distances at points as the codes in `slot` see them, which belong to `cell`."""
     side = field.resolution
     local = (coords + 1) * side - (2 * cell + 1)
-    return field.net(gather(field.cells(), slot), local)[..., 0] * (2 / side)
+    codes = field.cells()
+    codes = codes if codes.shape[-2] == 1 else gather(codes, slot)  # one: multiplied once
+    return field.net(codes, local)[..., 0] * (2 / side)
 
 
 def neighbors(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.fields.bind import Bound
+from pipeline.fields.sides import is_inside, side_latent
 from pipeline.fields.tables import (
     OUTSIDE,
     cell_at,
     cell_of,
-    filled,
     find,
     gather,
+    held,
     key_of,
-    nearest,
     table_latents,
 )
 
@@ -30,9 +30,7 @@ class NodeField(nn.Module):
     node (the part is [-1, 1]^d) and the **values** are mixed, each by how near its node is; so the
     field is continuous. It is a logit that is positive outside.
 
-    Args:
-        empty: What a cell gives of which not all corners have codes: "outside", or the "nearest"
-            complete cell's value at its nearest point to the cell's center.
+    Cells of which not all corners have codes are inside or outside as a bit says.
     """
 
     def __init__(
@@ -43,13 +41,13 @@ class NodeField(nn.Module):
         capacity: int,
         code: int,
         std: float,
-        empty: Literal["outside", "nearest"] = "nearest",
     ):
         super().__init__()
-        self.resolution, self.empty = resolution, empty
+        self.resolution = resolution
         parts = table_latents("nodes", side=resolution + 1, capacity=capacity, width=code, std=std)
         for name, latent in parts.items():
             self.add_module(name, latent)
+        self.nodes_sides = side_latent(resolution**3, "nodes")
         self.net = net
 
     def forward(self, coords: Float[Tensor, "n p d"]) -> Float[Tensor, "n p"]:
@@ -58,48 +56,25 @@ class NodeField(nn.Module):
         cell = cell_at(coords, side)
         slot, found = corner_slots(keys, cell, side)
         complete = found.all(-1)
-        codes = self.nodes()
-        values = []
-        for row in range(len(coords)):
+        inside = is_inside(self.nodes_sides(), key_of(cell, side))
+        values, codes = torch.where(inside, -OUTSIDE, OUTSIDE), self.nodes()
+        rows = []
+        for row, value in enumerate(values):
             own = slice(row, row + 1)
-            value = torch.full(coords.shape[1:2], OUTSIDE, device=coords.device)
             at = torch.nonzero(complete[row])[:, 0]
-            if len(at):
-                part = coords[own, at], cell[own, at], slot[own, at]
-                value = value.index_put((at,), mixed(self, codes[own], *part)[0])
-            at = torch.nonzero(~complete[row])[:, 0]
-            if self.empty == "nearest" and len(at):
-                beyond = self._beyond(codes[own], keys[own], cell[row, at])
-                value = value.index_put((at,), beyond)
-            values.append(value)
-        return torch.stack(values)
-
-    def _beyond(
-        self, codes: Float[Tensor, "1 k c"], keys: Int[Tensor, "1 k"], cell: Int[Tensor, "p d"]
-    ) -> Float[Tensor, "p"]:
-        """Values of incomplete cells: of the complete one nearest to each, where it is nearest."""
-        side, dims = self.resolution, cell.shape[-1]
-        low = cell_of(keys.to(torch.int64), side + 1, dims)
-        slots, found = corner_slots(keys, low, side)
-        usable = found.all(-1) & filled(keys, (side + 1) ** dims)
-        if not bool(usable.any()):
-            return torch.full((len(cell),), OUTSIDE, device=cell.device)
-        unique, back = torch.unique(key_of(cell, side), return_inverse=True)
-        here = cell_of(unique, side, dims)
-        best = nearest(keys, usable, here[None], side + 1)
-        own = low.gather(1, best[..., None].expand(-1, -1, dims))
-        place = torch.minimum(torch.maximum(here[None] + 0.5, own), own + 1)
-        chosen = slots.gather(1, best[..., None].expand(-1, -1, slots.shape[-1]))
-        return mixed(self, codes, place * (2 / side) - 1, own, chosen)[0, back]
+            part = coords[own, at], cell[own, at], slot[own, at]
+            rows.append(value.index_put((at,), mixed(self, codes[own], *part)[0]))
+        return torch.stack(rows)
 
     def describe(self) -> list[dict[str, Any]]:
-        names, side = ("nodes", "nodes_keys", "nodes_count"), self.resolution + 1
+        names = ("nodes", "nodes_keys", "nodes_count", "nodes_sides")
+        side = self.resolution + 1
         look_up = {
             "kind": "nodes",
             "resolution": self.resolution,
             "tables": [getattr(self, name).describe(name) for name in names],
             "key": f"of each of a cell's eight corners: (x * {side} + y) * {side} + z",
-            "empty": self.empty,
+            "empty": f"logit {OUTSIDE:g}, or {-OUTSIDE:g} where the bit of the cell is 1",
             "local": "(x - node) * resolution / 2: the part is [-1, 1]^3",
             "mix": "values of the eight corners, trilinear",
         }
@@ -115,6 +90,15 @@ def corner_slots(
     key = key_of(node, resolution + 1)
     slot, found = find(keys, key.flatten(1), (resolution + 1) ** cell.shape[-1])
     return slot.reshape(key.shape), found.reshape(key.shape)
+
+
+def complete_cells(keys: Int[Tensor, "n k"], resolution: int) -> Bool[Tensor, "n q"]:
+    """Of all cells in three axes, those whose corners all have codes."""
+    dims = 3
+    cell = cell_of(torch.arange(resolution**dims, device=keys.device), resolution, dims)
+    node = key_of(corners(cell), resolution + 1)
+    known = held(keys, (resolution + 1) ** dims)
+    return known[:, node].all(-1)
 
 
 def corners(cell: Int[Tensor, "*p d"]) -> Int[Tensor, "*p o d"]:

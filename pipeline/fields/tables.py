@@ -119,6 +119,12 @@ def filled(keys: Int[Tensor, "n k"], empty: int) -> Bool[Tensor, "n k"]:
     return keys < empty
 
 
+def held(keys: Int[Tensor, "n k"], empty: int) -> Bool[Tensor, "n q"]:
+    """Of all cells, those that a table has."""
+    found = torch.zeros(len(keys), empty + 1, dtype=torch.bool, device=keys.device)
+    return found.scatter(1, keys.to(torch.int64), True)[:, :empty]
+
+
 def start_codes(
     draw: Draw, keys: Int[Tensor, "n k"], width: int, std: float, empty: int
 ) -> Float[Tensor, "n k c"]:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 PAPER = "Chabra et al. 2020, ECCV, arXiv 2003.10983"
 KINDS = ("shapes",)
 STRATEGY = "autodecoder"
-STORES = "latents/cells, cells_keys, cells_count: a table of codes a shape; shared/: the decoder"
+STORES = (
+    "latents/cells, cells_keys, cells_count: a table of codes a shape; latents/cells_sides: the "
+    "side of its other cells; shared/: the decoder"
+)
 
 
 class Config(Schema):
@@ -102,7 +105,7 @@ def build(config: Config, form: FormSpec) -> Method:
     """A decoder of (cell code, local coordinates) to distance, and codes of the occupied cells."""
     import torch
 
-    from pipeline.fields import cells, tables
+    from pipeline.fields import cells, sides, tables
     from pipeline.fields.activations import Identity, Relu
     from pipeline.fields.mlp import MLP, Layer
     from pipeline.fitting.method import Autodecoded, Descend, Field, Phase
@@ -138,7 +141,12 @@ def build(config: Config, form: FormSpec) -> Method:
             torch.cat(wanted, 1), config.capacity, empty, what="cells", key="method.capacity"
         )
         codes = tables.start_codes(draw, keys, config.code, config.code_std, empty)
-        return tables.tables_of("cells", keys, count, codes)
+        where = tables.key_of(tables.cell_at(points.coords, side), side)
+        outside = torch.sign(points.distance) * points.weight
+        free = ~tables.held(keys, empty)
+        sign = sides.spread(sides.votes(where, outside, empty), free, side)
+        inside = sides.packed((sign < 0) & free)
+        return tables.tables_of("cells", keys, count, codes) | {"cells_sides.value": inside}
 
     def loss(bound, batch, draw):
         points = batch.points
@@ -172,7 +180,7 @@ def build(config: Config, form: FormSpec) -> Method:
     def size(points):
         return Size(pixels=0, near=points - points // 4, uniform=points // 4)
 
-    seen = Size(pixels=0, near=ALL, surface=ALL)
+    seen = Size(pixels=0, near=ALL, uniform=ALL, surface=ALL)
     groups = {"net.": Adam(falling(config.rate)), "cells.": Adam(falling(config.code_rate))}
     train = Phase(
         steps=config.train_steps,

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 PAPER = "Jiang et al. 2020, CVPR, arXiv 2003.08981"
 KINDS = ("shapes", "points")
 STRATEGY = "autodecoder"
-STORES = "latents/nodes, nodes_keys, nodes_count: a table of codes a scene; shared/: part decoder"
+STORES = (
+    "latents/nodes, nodes_keys, nodes_count: a table of codes a scene; latents/nodes_sides: the "
+    "side of cells without codes; shared/: the decoder of parts"
+)
 
 
 class Config(Schema):
@@ -44,9 +47,10 @@ class Config(Schema):
     """In training: cells that hold a point this near to the surface, in sides, get codes."""
     prior: float = Field(1e-2, ge=0)
     """Weight of the mean length of the codes (authors' default: 1e-2)."""
-    empty: Literal["nearest", "outside"] = "nearest"
-    """A cell of which not all corners have codes is as the nearest complete one, or outside
-    (authors' extraction, which leaves a wall inside of closed shapes, to be removed)."""
+    empty: Literal["enclosed", "outside"] = "enclosed"
+    """Cells of which not all corners have codes: all outside (authors' extraction, which leaves a
+    wall inside of closed shapes, to be removed), or inside where codes enclose them and no point's
+    normal looks into them."""
     code_std: float = Field(0.02, ge=0)
     """Standard deviation of codes before they are optimized (authors' code)."""
     train_std: float = Field(0.1, ge=0)
@@ -95,7 +99,7 @@ def build(config: Config, form: FormSpec) -> Method:
     import torch
     import torch.nn.functional as F
 
-    from pipeline.fields import nodes, tables
+    from pipeline.fields import nodes, sides, tables
     from pipeline.fields.activations import Identity, LeakyRelu
     from pipeline.fields.initializers import Constant, Normal
     from pipeline.fields.mlp import MLP, Layer
@@ -124,11 +128,10 @@ def build(config: Config, form: FormSpec) -> Method:
         capacity=config.capacity,
         code=config.code,
         std=config.code_std,
-        empty=config.empty,
     )
     sigma = config.move * 2 * 2 / side
 
-    def started(draw, coords, valid, std):
+    def started(draw, coords, valid, std, votes):
         """The nodes whose part holds a valid point: the corners of the points' cells."""
         key = tables.key_of(nodes.corners(tables.cell_at(coords, side)), side + 1)
         wanted = torch.where(valid[..., None], key, empty).flatten(1)
@@ -136,21 +139,36 @@ def build(config: Config, form: FormSpec) -> Method:
             wanted, config.capacity, empty, what="nodes", key="method.capacity"
         )
         codes = tables.start_codes(draw, keys, config.code, std, empty)
-        return tables.tables_of("nodes", keys, count, codes)
+        inside = torch.zeros(len(keys), side**3, dtype=torch.bool, device=keys.device)
+        if config.empty == "enclosed":
+            free = ~nodes.complete_cells(keys, side)
+            sign = sides.spread(votes, free, side)
+            inside = free & ~sides.open_to_the_box(free, side) & (sign <= 0)
+        found = tables.tables_of("nodes", keys, count, codes)
+        return found | {"nodes_sides.value": sides.packed(inside)}
 
     def begin_signed(bound, rows, batch, draw):
         points = batch.points
         near = (points.distance.abs() <= config.band * 2 / side) & (points.weight > 0)
         coords = torch.cat([points.coords, points.surface], 1)
         valid = torch.cat([near, points.surface_weight > 0], 1)
-        return started(draw, coords, valid, config.train_std)
+        where = tables.key_of(tables.cell_at(points.coords, side), side)
+        votes = sides.votes(where, torch.sign(points.distance) * points.weight, side**3)
+        return started(draw, coords, valid, config.train_std, votes)
 
     def begin_oriented(std):
         def begin(bound, rows, batch, draw):
             points = batch.points
             away = 2 * sigma * points.normals
             coords = torch.cat([points.surface, points.surface - away, points.surface + away], 1)
-            return started(draw, coords, (points.surface_weight > 0).repeat(1, 3), std)
+            valid = (points.surface_weight > 0).repeat(1, 3)
+            look = points.normals * (1.5 * 2 / side)
+            ahead = tables.cell_at(
+                torch.cat([points.surface + look, points.surface - look], 1), side
+            )
+            vote = torch.cat([points.surface_weight, -points.surface_weight], 1)
+            votes = sides.votes(tables.key_of(ahead, side), vote, side**3)
+            return started(draw, coords, valid, std, votes)
 
         return begin
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.draw import Draw, sample_keys
-from pipeline.fields import cells, tables
+from pipeline.fields import cells, sides, tables
 from pipeline.fields.bind import bind
 from pipeline.fields.mlp import MLP, Layer
 
@@ -119,6 +119,7 @@ def field(capacity=40, code=4):
             tensors[name] = draw.normal(name, *value.shape)[0] * 0.3
     wanted = tables.key_of(tables.cell_at(points(2, 30, 5), SIDE), SIDE)
     keys, count = tables.allocate(wanted, capacity, EMPTY, what="cells", key="capacity")
+    tensors["cells_sides.value"] = sides.packed(torch.zeros(2, EMPTY, dtype=torch.bool))
     codes = draw.normal("codes", 2, capacity, code)[0]
     return model, tensors, keys, count, codes
 
@@ -141,18 +142,20 @@ def test_a_point_reads_the_code_of_its_cell_and_no_other():
     assert torch.equal(before[has_code & ~own], after[has_code & ~own])
 
 
-def test_an_empty_cell_takes_the_side_of_the_nearest_one_and_grows_with_the_distance():
+def test_an_empty_cell_is_on_the_side_its_bit_says_and_grows_with_the_distance():
     model, tensors, keys, count, codes = field()
-    keys = torch.tensor([[43], [43]], dtype=torch.int32)  # cell (1, 1, 1)
-    model.cells.value = torch.nn.Parameter(torch.zeros(1, 4))
+    keys = torch.tensor([[43], [EMPTY]], dtype=torch.int32)  # cell (1, 1, 1)
     count = torch.tensor([1, 0], dtype=torch.int32)
-    bound = bind(model, {**tensors, **tables.tables_of("cells", keys, count, codes[:, :1])})
     high = 2 * 2 / SIDE - 1
-    edge, far = torch.tensor([high, -0.5, -0.5]), torch.tensor([0.9, -0.5, -0.5])
-    value = bound(torch.stack([edge, far]).expand(2, 2, 3))
-    sign = torch.sign(value[0, 0])
-    assert value[0, 1] == pytest.approx(float(value[0, 0] + sign * (0.9 - high)), abs=1e-6)
-    assert value[1].tolist() == [1.0, 1.0]
+    edge, far = torch.tensor([high - 1e-6, -0.5, -0.5]), torch.tensor([0.9, -0.5, -0.5])
+    inside = torch.zeros(2, EMPTY, dtype=torch.bool)
+    inside[:, tables.key_of(tables.cell_at(far, SIDE), SIDE)] = True
+    tensors["cells_sides.value"] = sides.packed(inside)
+    bound = bind(model, {**tensors, **tables.tables_of("cells", keys, count, codes[:, :1])})
+    value = bound(torch.stack([edge, far, -far]).expand(2, 3, 3))
+    assert float(value[0, 1]) == pytest.approx(-abs(float(value[0, 0])) - 0.9 + high, abs=1e-4)
+    assert value[0, 2] > 0
+    assert value[1].tolist() == [1.0, -1.0, 1.0]
 
 
 def test_coordinates_and_distances_are_both_in_sides_of_a_cell():
@@ -161,6 +164,7 @@ def test_coordinates_and_distances_are_both_in_sides_of_a_cell():
         net = MLP(4, [Layer(1)])
         model = cells.CellField(net, resolution=side, capacity=side**3, code=1, std=0.0)
         tensors = {n: p.detach().clone() for n, p in model.named_parameters()}
+        tensors["cells_sides.value"] = sides.packed(torch.zeros(1, side**3, dtype=torch.bool))
         tensors["net.layers.0.weight"] = torch.tensor([[1.0, 0.5, 0.0, 0.0]])
         keys = torch.arange(side**3, dtype=torch.int32)[None]
         x_cell = tables.cell_of(keys.to(torch.int64), side, 3)[..., 0]
@@ -174,3 +178,31 @@ def test_coordinates_and_distances_are_both_in_sides_of_a_cell():
 def test_a_grid_too_fine_for_exact_numbers_is_refused():
     with pytest.raises(ValueError, match="257\\^3 cells"):
         tables.table_latents("cells", side=257, capacity=1, width=1, std=0.0)
+
+
+def test_bits_come_back_as_they_were_packed():
+    inside = torch.rand(3, 6**3, generator=torch.Generator().manual_seed(0)) < 0.5
+    words = sides.packed(inside)
+    assert words.dtype == torch.int32
+    assert int(words.max()) < 2**16
+    key = torch.arange(6**3).expand(3, -1)
+    assert torch.equal(sides.is_inside(words, key), inside)
+
+
+def test_signs_spread_through_free_cells_and_stop_at_a_wall():
+    """A hollow ball in a box: votes in one free cell of each region fill it, and no other."""
+    side = 9
+    cell = tables.cell_of(torch.arange(side**3), side, 3)
+    radius = (cell - 4).square().sum(-1).sqrt()
+    free = ~((radius > 1.8) & (radius < 3.2))[None]
+    votes = torch.zeros(1, side**3)
+    votes[0, 0], votes[0, int(tables.key_of(torch.tensor([4, 4, 4]), side))] = 2, -3
+    sign = sides.spread(votes, free, side)
+    assert (sign[0, radius <= 1.8] == -1).all()
+    assert (sign[0, radius >= 3.2] == 1).all()
+    assert (sign[~free] == 0).all()
+    outer = sides.open_to_the_box(free, side)
+    assert torch.equal(outer[0], radius >= 3.2)
+    free[0, int(tables.key_of(torch.tensor([4, 4, 2]), side))] = True
+    free[0, int(tables.key_of(torch.tensor([4, 4, 1]), side))] = True
+    assert sides.open_to_the_box(free, side)[0, radius <= 1.8].all()

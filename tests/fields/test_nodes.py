@@ -1,30 +1,29 @@
 """Overlapping parts on grid nodes: continuous values, and codes that reach no further."""
 
-import pytest
 import torch
 
 from pipeline.draw import Draw
-from pipeline.fields import nodes, tables
+from pipeline.fields import nodes, sides, tables
 from pipeline.fields.bind import bind
 from pipeline.fields.mlp import MLP, Layer
 
 SIDE, EMPTY, CODE = 5, 6**3, 3
 
 
-def field(keys, empty="nearest", seed=0):
+def field(keys, inside=(), seed=0):
     """A field with random codes at these nodes."""
     keys = torch.tensor(sorted(keys), dtype=torch.int32)[None]
     net = MLP(CODE + 3, [Layer(8), Layer(1)])
     capacity = keys.shape[1]
-    model = nodes.NodeField(
-        net, resolution=SIDE, capacity=capacity, code=CODE, std=0.1, empty=empty
-    )
+    model = nodes.NodeField(net, resolution=SIDE, capacity=capacity, code=CODE, std=0.1)
     draw = Draw.once(seed=seed, stage="test")
     tensors = {n: draw.normal(n, *p.shape)[0] for n, p in model.named_parameters()}
     tensors |= tables.tables_of(
         "nodes", keys, torch.tensor([capacity]), draw.normal("codes", capacity, CODE)
     )
-    return model, tensors
+    bits = torch.zeros(1, SIDE**3, dtype=torch.bool)
+    bits[0, list(inside)] = True
+    return model, tensors | {"nodes_sides.value": sides.packed(bits)}
 
 
 def everywhere():
@@ -75,25 +74,25 @@ def test_values_not_codes_are_mixed():
     assert torch.allclose(bound(node + step * 2 / SIDE), mean, atol=1e-5)
 
 
-@pytest.mark.parametrize("empty", ["nearest", "outside"])
-def test_a_cell_without_all_corners_follows_the_rule(empty):
+def test_a_cell_without_all_corners_is_on_the_side_its_bit_says():
     corners = nodes.corners(torch.tensor([2, 2, 2]))
     keys = tables.key_of(corners, SIDE + 1).tolist()
-    model, tensors = field([*keys, 0], empty)
-    bound = bind(model, tensors)
-    inside = torch.tensor([[[0.1, -0.05, 0.0]]])
-    assert bound(inside).abs() != 1.0
     far = torch.tensor([[[0.9, 0.9, 0.9], [0.3, 0.0, 0.0], [-0.9, -0.9, -0.9]]])
-    value = bound(far)
-    if empty == "outside":
-        assert value.tolist() == [[1.0, 1.0, 1.0]]
-        return
-    high = 3 * 2 / SIDE - 1
-    corner = bound(torch.tensor([[[high - 1e-6] * 3, [high - 1e-6, 0, 0], [-high + 1e-6] * 3]]))
-    assert torch.allclose(value, corner, atol=1e-4)
+    inside = tables.key_of(tables.cell_at(far, SIDE), SIDE)[0, 1:2].tolist()
+    bound = bind(*field([*keys, 0], inside))
+    assert bound(torch.tensor([[[0.1, -0.05, 0.0]]])).abs() != 1.0
+    assert bound(far).tolist() == [[1.0, -1.0, 1.0]]
 
 
 def test_without_any_complete_cell_all_is_outside():
-    model, tensors = field([0, 5])
     x = torch.rand(1, 20, 3) * 2 - 1
-    assert (bind(model, tensors)(x) == 1.0).all()
+    assert (bind(*field([0, 5]))(x) == 1.0).all()
+
+
+def test_complete_cells_have_codes_at_all_corners():
+    cell = torch.tensor([[2, 2, 2], [2, 2, 3], [0, 4, 1]])
+    keys = tables.key_of(nodes.corners(cell), SIDE + 1).unique()
+    found = nodes.complete_cells(keys[None].to(torch.int32), SIDE)
+    assert torch.nonzero(found[0])[:, 0].tolist() == sorted(tables.key_of(cell, SIDE).tolist())
+    fewer = nodes.complete_cells(keys[None, 1:].to(torch.int32), SIDE)
+    assert int(fewer.sum()) == 2

@@ -32,7 +32,7 @@ SETTINGS = {
     "fit_points": 64,
     "fit_steps": 8,
 }
-NAMES = ["cells.value", "cells_keys.value", "cells_count.value"]
+NAMES = ["cells.value", "cells_keys.value", "cells_count.value", "cells_sides.value"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,7 @@ def test_rows_are_packed_with_their_types_and_come_back(fitted):
         "latents/cells": "float32",
         "latents/cells_keys": "int32",
         "latents/cells_count": "int32",
+        "latents/cells_sides": "int32",
     }
     for name, values in arrays.items():
         assert values.shape[1:] == specs[name].shape
