@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,7 @@ import torch
 import trimesh
 from skimage.measure import marching_cubes
 
+from pipeline.evaluate.crossings import crossing_blocks
 from pipeline.evaluate.refinement import (
     BLOCK,
     COARSE,
@@ -35,7 +37,7 @@ def extract_mesh(
     *,
     box: Box = UNIT_BOX,
     level: float = 0.0,
-    lipschitz: float | Literal["auto"] | None = "auto",
+    lipschitz: float | Literal["auto", "crossings"] | None = "auto",
     chunk: int = 2048,
     device: torch.device | str = "cpu",
 ) -> trimesh.Trimesh:
@@ -50,7 +52,9 @@ def extract_mesh(
         field: Signed distance, or any function that is smaller inside.
         lipschitz: Bound on the slope of `field`. "auto" takes it, block by block, from the
             steepest slope seen, and refines a block again if a finer grid shows a steeper one.
-            None evaluates the whole grid (for fields without a useful bound, as occupancy).
+            "crossings" is for fields without a useful bound, as occupancy: cells of a lattice of
+            at most 32 an axis whose corners lie on both sides, and all that the surface reaches
+            from there. None evaluates the whole grid.
         chunk: Points in one call of `field`; small chunks stay in a CPU's cache.
 
     Raises:
@@ -59,18 +63,12 @@ def extract_mesh(
     if resolution < 2:
         raise ValueError(f"resolution {resolution} is less than 2 cells an axis")
     grid = Lattice(field, resolution, box, level, chunk, device)
-    stride = 1
-    while lipschitz is not None and resolution > COARSE * stride and stride < BLOCK:
-        stride *= 2
-    patches: list[_Patch] = []
-    for origin, values, slope in blocks(grid, stride):
-        if stride == 1:
-            active = crossed_cells(values)
-        else:
-            slopes = Slopes(None if lipschitz == "auto" else lipschitz, slope)
-            active = refine_until_sure(grid, values, origin, stride, slopes)
-        if len(active):
-            patches.append(_triangulate(grid, values, active, origin))
+    found = crossing_blocks(grid) if lipschitz == "crossings" else _bounded(grid, lipschitz)
+    patches = [
+        _triangulate(grid, values, active, origin)
+        for origin, values, active in found
+        if len(active)
+    ]
     if not patches:
         side = "outside" if grid.low > 0 else "inside"
         raise NoSurface(
@@ -81,6 +79,21 @@ def extract_mesh(
     mesh = trimesh.Trimesh(grid.low_corner + vertices * grid.spacing, faces, process=False)
     mesh.metadata["evaluations"] = grid.evaluations
     return mesh
+
+
+def _bounded(
+    grid: Lattice, lipschitz: float | Literal["auto"] | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Origin, values and flat indices of crossed cells of every block, by a bound on the slope."""
+    stride = 1
+    while lipschitz is not None and grid.resolution > COARSE * stride and stride < BLOCK:
+        stride *= 2
+    for origin, values, slope in blocks(grid, stride):
+        if stride == 1:
+            yield origin, values, crossed_cells(values)
+        else:
+            slopes = Slopes(None if lipschitz == "auto" else lipschitz, slope)
+            yield origin, values, refine_until_sure(grid, values, origin, stride, slopes)
 
 
 def _triangulate(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from pipeline.evaluate.inside import level_of, signed_values
 from pipeline.evaluate.mesh_metrics import mesh_metric_columns as mesh_metric_columns
 from pipeline.evaluate.mesh_metrics import mesh_metrics as mesh_metrics
 from pipeline.evaluate.prepared_lines import (
@@ -193,7 +194,8 @@ def measure_table(
                 parts = [read(row, part) for part in coords.split(chunk)]
                 return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-            for name, value in measure_line[kind](ask, line).items():
+            asked = (ask, line, level) if kind == "shapes" else (ask, line)
+            for name, value in measure_line[kind](*asked).items():
                 values[name][row] = value
     return values
 
@@ -226,7 +228,7 @@ def _color(ask: PointReader, coords: Tensor) -> np.ndarray:
     return quantities["color"].float().cpu().numpy()
 
 
-def _measure_shape(ask: PointReader, line: Line) -> dict[str, float]:
+def _measure_shape(ask: PointReader, line: Line, level: float) -> dict[str, float]:
     found = {}
     for name in ("uniform", "near"):
         coords, distance = decode_points(line, f"held_{name}")
@@ -235,7 +237,8 @@ def _measure_shape(ask: PointReader, line: Line) -> dict[str, float]:
         quantities = ask(torch.from_numpy(coords))
         signed = f"held_{name}_distance" in line
         if signed:
-            found[f"iou_{name}"] = iou(inside_of(quantities).reshape(-1), np.signbit(distance))
+            inside = inside_of(quantities, level).reshape(-1)
+            found[f"iou_{name}"] = iou(inside, np.signbit(distance))
         if name == "near" and "sdf" in quantities:
             sdf = quantities["sdf"].float().cpu().numpy().reshape(-1)
             error = (sdf if signed else np.abs(sdf)) - distance

@@ -16,6 +16,8 @@ import trimesh
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.evaluate.inside import level_of, signed_values
+from pipeline.evaluate.mesh_refinement import refine_mesh
 from pipeline.evaluate.meshing import Box, extract_mesh
 from pipeline.evaluate.rendering import Rendering, View, render_mesh, render_picture
 from pipeline.evaluate.where import Where, mask_of, where_mask
@@ -67,7 +69,9 @@ class OpenedStore:
 
     @cached_property
     def method(self) -> Method:
-        return method_from_spec(self.spec)
+        method = method_from_spec(self.spec)
+        method.model.eval()
+        return method
 
     @cached_property
     def shared(self) -> dict[str, Tensor]:
@@ -224,15 +228,18 @@ class OpenedStore:
         )
 
     def mesh(
-        self, row: int | str, resolution: int = 128, *, original_units: bool = True
+        self, row: int | str, resolution: int = 128, *, original_units: bool = True, refine: int = 0
     ) -> trimesh.Trimesh:
         """The surface of a row's field; in the units of the source file where the store has them.
+
+        Args:
+            refine: Steps of moving the vertices by the field's values and normals (`refine_mesh`).
 
         Raises:
             NoSurface: The field lies on one side everywhere.
         """
         number = self.row_number(row)
-        lipschitz = "auto" if self.quantity == "sdf" else None
+        lipschitz = "auto" if self.quantity == "sdf" else "crossings"
         mesh = extract_mesh(
             self.distance_of(number),
             resolution,
@@ -241,6 +248,9 @@ class OpenedStore:
             chunk=2**11 if self.device.type == "cpu" else 2**17,
             device=self.device,
         )
+        if refine:
+            field = self.distance_of(number, bent=True)
+            mesh = refine_mesh(mesh, field, steps=refine, device=self.device)
         if original_units:
             center, scale = self.normalization(number)
             mesh.vertices = mesh.vertices / scale + center
@@ -252,17 +262,28 @@ class OpenedStore:
         low, high = self.spec.coords.get("range", (-1.0, 1.0))
         return (float(low),) * 3, (float(high),) * 3
 
-    def distance_of(self, row: int) -> Callable[[Float[Tensor, "p 3"]], Float[Tensor, "p"]]:
-        """A function that is negative inside and 0 on the surface of a row's field."""
+    def distance_of(
+        self, row: int, *, bent: bool = False
+    ) -> Callable[[Float[Tensor, "p 3"]], Float[Tensor, "p"]]:
+        """A function that is negative inside and 0 on the surface of a row's field.
+
+        `bent`: of fields of occupancy by its probability, even where there are logits.
+        """
         bound, read = self.bound(row), self.method.field.read
         if self.quantity not in ("sdf", "occupancy") or self.dims != 3:
             raise ValueError(
                 f"'{self.plan.name}' holds fields of '{self.quantity}' in {self.dims} axes: they "
                 "bound no solid; a mesh needs 'sdf' or 'occupancy' in three"
             )
-        if self.quantity == "sdf":
-            return lambda x: read(bound, x[None])["sdf"].reshape(-1)
-        return lambda x: 0.5 - read(bound, x[None])["occupancy"].reshape(-1)
+        level = level_of(self.spec.output)
+
+        def distance(x: Float[Tensor, "p 3"]) -> Float[Tensor, "p"]:
+            found = read(bound, x[None])
+            if bent:
+                found.pop("logits", None)
+            return signed_values(found, level).reshape(-1)
+
+        return distance
 
     def normalization(self, row: int | str) -> tuple[np.ndarray, float]:
         """Center and scale of a row: original = coords / scale + center; (0, 1) if not stored."""
