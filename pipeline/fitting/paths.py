@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from pipeline.fitting.method import Method
+from pipeline.fitting.method import Method, PerSample
 from pipeline.samples import ALL
 
 NUMERICS = 2
@@ -17,11 +19,11 @@ def choose_path(
     method: Method, device: str | torch.device = "cpu", compiled: bool = False
 ) -> tuple[bool, str]:
     """Whether to fit with `fused`, and the path in words: part of what decides a row's bits."""
-    from pipeline.fitting.fused.recognize import available, recognize
+    from pipeline.fitting.fused.recognize import available
 
     if torch.device(device).type != "cpu":
         return False, "compiled by Inductor" if compiled else "plain PyTorch"
-    found = recognize(method)
+    found = recognize_any(method)
     why = found if isinstance(found, str) else available()
     if compiled or why:
         name = "compiled by Inductor" if compiled else "plain PyTorch"
@@ -29,6 +31,17 @@ def choose_path(
     from pipeline.fitting.fused.run import path_name
 
     return True, path_name()
+
+
+def recognize_any(method: Method) -> Any:
+    """The method in the terms of one of the compiled loops, or why none can fit it."""
+    from pipeline.fitting.fused.codes import recognize_codes
+    from pipeline.fitting.fused.recognize import recognize
+
+    found = recognize(method)
+    if not isinstance(found, str) or isinstance(method, PerSample):
+        return found
+    return recognize_codes(method)
 
 
 def default_lanes(

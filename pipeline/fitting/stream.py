@@ -13,7 +13,7 @@ from pipeline.fields.bind import Tensors
 from pipeline.fitting.lanes import Lanes, Outcome, Request
 from pipeline.fitting.memory import out_of_memory
 from pipeline.fitting.method import Method, row_names
-from pipeline.fitting.paths import choose_path, default_lanes, points_of
+from pipeline.fitting.paths import choose_path, default_lanes, points_of, recognize_any
 from pipeline.fitting.starts import entered, starts_of
 from pipeline.fitting.step import SPENT
 from pipeline.fitting.units import ENDED, UNFIT, Pull, Unit
@@ -238,10 +238,9 @@ class Stream:
 
     def _fused(self, pull: Pull) -> Iterator[Unit]:
         """Rows of all units one after another, or as many at a time as PyTorch may use threads."""
-        from pipeline.fitting.fused.recognize import recognize
-        from pipeline.fitting.fused.run import Job, Loop
+        from pipeline.fitting.fused.run import Job, loop_of
 
-        loop = Loop(recognize(self.method))
+        loop = loop_of(recognize_any(self.method), self.shared)
 
         def jobs() -> Iterator[tuple[Unit, Job | None]]:
             while (unit := pull()) is not None:
@@ -250,7 +249,9 @@ class Stream:
                     yield unit, None
 
                 def starts(at: torch.Tensor, unit: Unit = unit) -> Tensors:
-                    return starts_of(self.method, self.shared, unit.samples, at, unit.seed)[0]
+                    of = self.method, self.shared, unit.samples, at
+                    rows, _ = starts_of(*of, unit.seed)
+                    return entered(*of, self.method.fit[0], rows, unit.seed, 0)[0]
 
                 for job in loop.jobs(unit, waiting, starts):
                     yield unit, job

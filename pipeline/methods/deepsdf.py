@@ -1,11 +1,14 @@
 """DeepSDF: one decoder for all shapes and a code for each (Park et al. 2019, "DeepSDF: Learning
 Continuous Signed Distance Functions for Shape Representation").
+
+What it is for: a space of shapes in which new ones are found by optimizing a code, also from a part
+of their surface (`fit: {context: view}`), and between two of which lie plausible others.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -38,6 +41,8 @@ class Config(Schema):
     """Share of hidden units dropped in training (paper: 0.2)."""
     clamp: float = Field(0.1, gt=0)
     """Distances beyond this count as this (unit-sphere units; sec. 3)."""
+    balanced: bool = False
+    """Inside and outside points of a shape count alike (authors' code: half a batch of each)."""
     code_std: float = Field(0.0, ge=0)
     """Standard deviation of codes before training; 0: 1 / sqrt(code), as the authors'."""
     max_norm: float | None = Field(1.0, gt=0)
@@ -66,13 +71,18 @@ class Config(Schema):
     """Rate of inferring, a tenth of it in the second half (authors' code)."""
     fit_std: float = Field(0.01, ge=0)
     """Standard deviation of a code before it is inferred (authors' code)."""
+    fit_from: Literal["samples", "scan"] = "samples"
+    """What a code is inferred from: distances at sampled points, or (sec. 6.3, completion) surface
+    points with normals: distances of `eta` on either side of them, and free space in front."""
+    eta: float = Field(0.02, gt=0)
+    """Distance along the normals at which a scan's surface points say +eta and -eta."""
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
         """`paper`: the authors' code and specs (examples/chairs/specs.json; reconstruct.py).
 
         2,001 epochs become steps for the 4,746 training chairs at 64 a step: 75 steps an epoch.
-        Their batches hold as many outside as inside points; ours are unbiased draws.
+        Their batches hold as many outside as inside points; ours are unbiased draws, weighted so.
         """
         epoch = math.ceil(4746 / 64)
         paper = cls(
@@ -91,6 +101,7 @@ class Config(Schema):
             points=16_384,
             fit_steps=800,
             fit_points=8_000,
+            balanced=True,
         )
         return {"default": cls(), "paper": paper}
 
@@ -103,14 +114,21 @@ def build(config: Config, form: FormSpec) -> Method:
     from pipeline.fitting.method import Autodecoded, Descend, Field, Phase
     from pipeline.fitting.optimizers import Adam
     from pipeline.fitting.schedules import Cosine, Steps
-    from pipeline.objectives.distance import clamped_l1
+    from pipeline.objectives.balance import balanced_weight
+    from pipeline.objectives.distance import CodedDistanceError, clamped_l1
     from pipeline.objectives.priors import code_mean_square, code_norm
+    from pipeline.objectives.scan import scan_l1
     from pipeline.samples import Size
 
     if form.kind not in KINDS or not form.signed:
         raise ValueError(
             f"deepsdf needs shapes with signed distances; this dataset has {form.kind}"
             + ("" if form.signed else " without signs")
+        )
+    if config.fit_from == "scan" and not form.normals:
+        raise ValueError(
+            "deepsdf with fit_from: scan needs surface points with normals; this dataset of "
+            f"{form.kind} has no normals"
         )
     inputs = config.code + 3
     if config.skip is not None and not 0 < config.skip < config.depth:
@@ -134,7 +152,10 @@ def build(config: Config, form: FormSpec) -> Method:
     def error(bound, batch):
         points = batch.points
         sdf = bound(points.coords)[..., 0]
-        return clamped_l1(sdf, points.distance, points.weight, config.clamp)
+        weight = points.weight
+        if config.balanced:
+            weight = balanced_weight(points.distance, weight)
+        return clamped_l1(sdf, points.distance, weight, config.clamp)
 
     def train_loss(bound, batch, draw):
         ramp = ((draw.step + 1) / max(config.prior_ramp, 1)).clamp(max=1.0)
@@ -143,7 +164,12 @@ def build(config: Config, form: FormSpec) -> Method:
 
     def fit_loss(bound, batch, draw):
         prior = config.prior * code_mean_square(bound.code.value)
+        if config.fit_from == "scan":
+            return {**scan_l1(bound, batch.points, config.eta, config.clamp), "prior": prior}
         return {"sdf": error(bound, batch), "prior": prior}
+
+    if config.fit_from == "samples" and not config.balanced:
+        fit_loss = CodedDistanceError(config.clamp, config.prior)  # a compiled loop knows it
 
     def begin(bound, rows, batch, draw):
         return {"code.value": rows["code.value"] * (config.fit_std / std)}
@@ -159,6 +185,10 @@ def build(config: Config, form: FormSpec) -> Method:
     def size(points):
         return Size(pixels=0, near=points - points // 3, uniform=points // 3)
 
+    seen = size(config.fit_points)
+    if config.fit_from == "scan":  # each surface point is two points of known distance
+        third = max(config.fit_points // 3, 1)
+        seen = Size(pixels=0, surface=third, uniform=third)
     train = Phase(
         steps=config.train_steps,
         size=size(config.points),
@@ -172,7 +202,7 @@ def build(config: Config, form: FormSpec) -> Method:
     )
     fit = Phase(
         steps=config.fit_steps,
-        size=size(config.fit_points),
+        size=seen,
         updates=(
             Descend(
                 fit_loss,

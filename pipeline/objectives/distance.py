@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pipeline.objectives.photometric import weighted_mean
+from pipeline.objectives.priors import code_mean_square
 
 
 def clamped_l1(
@@ -57,3 +58,26 @@ class DistanceError:
         loss = clamped_l1 if self.both else target_clamped_l1
         sdf = bound(points.coords)[..., 0]
         return {self.term: loss(sdf, points.distance, points.weight, self.clamp)}
+
+
+@dataclass(frozen=True)
+class CodedDistanceError:
+    """Loss of a code under a frozen network: `clamped_l1`, and `prior` times its mean square.
+
+    The second term is that of DeepSDF's code at test time. A value, as `DistanceError`.
+    """
+
+    clamp: float
+    prior: float
+    both: ClassVar[bool] = True
+    term: ClassVar[str] = "sdf"
+    pointwise: ClassVar[bool] = True
+
+    def wanted(self, batch) -> Float[Tensor, "n p 1"]:
+        return batch.points.distance.clamp(-self.clamp, self.clamp)[..., None]
+
+    def __call__(self, bound, batch, draw) -> dict[str, Float[Tensor, "n"]]:
+        points = batch.points
+        sdf = bound(points.coords)[..., 0]
+        error = clamped_l1(sdf, points.distance, points.weight, self.clamp)
+        return {self.term: error, "prior": self.prior * code_mean_square(bound.code.value)}

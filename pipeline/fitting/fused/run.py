@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.draw import Draw, word
 from pipeline.fields.bind import Tensors
 from pipeline.fitting.fused import kernel, passes
+from pipeline.fitting.fused.codes import NAME, RecognizedCodes, frozen
 from pipeline.fitting.fused.network import Network, few, points_of
 from pipeline.fitting.fused.recognize import Recognized
 from pipeline.fitting.lanes import RETRY_FACTOR, Outcome, Request
@@ -67,8 +68,11 @@ class Loop:
             clamp=0.0 if color else float(method.loss.clamp),
             tile=64 if self.network.padded <= 128 else 32,
         )
-        steps = torch.arange(method.phase.steps)
-        self.rates = schedule(method.optimizer.rate)(steps).to(torch.float64).numpy()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        steps = torch.arange(self.method.phase.steps)
+        self.rates = schedule(self.method.optimizer.rate)(steps).to(torch.float64).numpy()
 
     def jobs(
         self, unit: Unit, index: list[int], starts: Callable[[Int[Tensor, "m"]], Tensors]
@@ -166,6 +170,41 @@ class Loop:
             np.array(sets, np.int64).reshape(-1, 3),
             np.array([word(tag) for tag in tags], np.int64).view(np.uint64),
         )
+
+
+class CodeLoop(Loop):
+    """A method whose rows are codes of a frozen network, ready to be run by the compiled loop."""
+
+    def __init__(self, method: RecognizedCodes, shared: Tensors):
+        self.method = method
+        self.net = frozen(method, shared, passes.LANES)
+        self._schedule()
+
+    def _one(self, request: Request, data: tuple, key: np.uint64) -> Outcome:
+        from pipeline.fitting.fused.frozen import infer
+
+        target, optimizer = self.method.phase.target, self.method.optimizer
+        code = request.rows[NAME].numpy().copy()
+        steps, reason, loss, watched = infer(
+            self.net,
+            code,
+            *data,
+            key,
+            self.rates * request.factor,
+            optimizer.betas,
+            optimizer.eps,
+            -1.0 if target is None else target.value,
+            0.0 if target is None else target.smooth,
+            target is None or target.term is None,
+        )
+        if not np.isfinite(code).all():
+            reason = DIVERGED
+        return Outcome(request, {NAME: torch.from_numpy(code)}, reason, steps, loss, watched)
+
+
+def loop_of(method: Recognized | RecognizedCodes, shared: Tensors) -> Loop:
+    """The loop that fits a recognized method."""
+    return CodeLoop(method, shared) if isinstance(method, RecognizedCodes) else Loop(method)
 
 
 def _all_of(samples: Samples, name: str) -> Size:
