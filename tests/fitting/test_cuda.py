@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -254,3 +257,46 @@ def test_a_plan_for_gpus_is_refused_without_one():
     method, samples = images([(4, 4)] * 2)
     with pytest.raises(ValueError, match="kernel of GPUs, this worker computes on cpu"):
         fit_rows(method, {}, samples, seed=0, kernel="bf16")
+
+
+COMPILE = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+import triton
+from pipeline.fitting.cuda.kernel import descend
+from pipeline.fitting.cuda.layout import Layout, shape_of
+drawn, dims, channels, loss = map(int, sys.argv[1:])
+layout = Layout(dims, 32, 1, channels, ())
+floats = "rows moments scales coords wanted sizes roots speeds losses".split()
+types = dict.fromkeys(floats, "*fp32") | dict.fromkeys("starts tags keys".split(), "*i64")
+types |= dict.fromkeys("sets ends counter".split(), "*i32")
+types |= dict.fromkeys("count budget settle".split(), "i32")
+types |= dict.fromkeys("target gain clamp a b keep eps".split(), "fp32")
+fixed = dict(SIZE=layout.size, WIDTH=32, HIDDEN=1, DIMS=dims, CHANNELS=channels, SINE=True)
+fixed |= dict(LOSS=loss, SMOOTH=bool(drawn), DRAWN=drawn, TILE=64, MODE="bf16", EMULATE=False)
+signature = {name: types.get(name, "constexpr") for name in descend.arg_names}
+made = triton.compile(
+    ASTSource(descend, signature=signature, constexprs=fixed),
+    target=GPUTarget("cuda", 90, 32),
+    options={"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True},
+)
+print(len(made.asm["cubin"]), made.metadata.shared, made.asm["ptx"].count("wgmma.mma_async"))
+"""
+
+
+@pytest.mark.parametrize("variant", [(0, 2, 3, 0), (2, 3, 1, 2)])
+def test_the_kernel_compiles_for_hopper_without_a_gpu(variant, tmp_path):
+    """All that the interpreter does not see: types, layouts, assembly of the sines."""
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILE, *map(str, variant)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    code, shared, products = map(int, ran.stdout.split())
+    assert code > 10_000
+    assert shared < 100_000
+    assert products >= 5
