@@ -56,8 +56,7 @@ def load_job(
         except ConfigError as error:
             problems += error.problems
     problems += _method_problems(tree, methods)
-    if not problems:
-        _complete_source(tree, path, folder)
+    problems += _complete_source(tree, path, folder)
     values = tree.values if "method" not in model.model_fields else _known_method(tree, methods)
     problems += [_unknown(tree, at, of) for at, of in _unknown_keys(values, model, ())]
     problems += _model_errors(tree, model, _without_unknown(values, model), ())
@@ -102,29 +101,35 @@ def _known_method(tree: Tree, methods: dict[str, type] | None) -> dict[str, Any]
         return tree.values
     method = tree.values.get("method")
     name = method.get("name") if isinstance(method, dict) else None
-    if name not in methods:
+    if method is None:
         return tree.values
     try:
         methods[name].model_validate(method)
-    except ValueError:
-        return {**tree.values, "method": {"name": name}}
+    except (KeyError, ValueError):
+        return {**tree.values, "method": {"name": name if name in methods else next(iter(methods))}}
     return tree.values
 
 
-def _complete_source(tree: Tree, path: str, folder: str) -> None:
-    """The URL of a source that is given by its run file; a path that is not here is looked for
-    beside this file."""
+def _complete_source(tree: Tree, path: str, folder: str) -> list[str]:
+    """Puts in the URL of a source that is given by its run file; a path that is not here is looked
+    for beside this file. Returns what is wrong with that run file."""
     source = tree.values.get("source")
     if not isinstance(source, dict) or not isinstance(source.get("run"), str):
-        return
+        return []
     run = os.path.join(folder, os.path.expanduser(source["run"]))
     beside = os.path.join(os.path.dirname(os.path.abspath(path)), source["run"])
     if not os.path.exists(run) and os.path.exists(beside):
         run = beside
     source["run"] = run
-    if "url" not in source:
+    if "url" in source:
+        return []
+    try:
         made = load_run(run, folder=folder).store
-        source |= {name: value for name, value in made.location_fields().items() if value}
+    except ConfigError as error:
+        source["url"] = "unknown"
+        return [f"{tree.place(('source',))}: source: {line}" for line in error.problems]
+    source |= {name: value for name, value in made.location_fields().items() if value}
+    return []
 
 
 def absolute(job: Job, folder: str) -> Job:

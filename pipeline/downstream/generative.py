@@ -67,7 +67,7 @@ class Prior(nn.Module):
 
 
 def guided(
-    network: nn.Module, x: Tensor, time: Tensor, labels: Int[Tensor, "n"], weight: float
+    network: Callable[..., Tensor], x: Tensor, time: Tensor, labels: Int[Tensor, "n"], weight: float
 ) -> Tensor:
     """Classifier-free guidance (Ho and Salimans 2022, eq. 6 with weight = 1 + w)."""
     if weight == 1 or bool((labels < 0).all()):

@@ -33,7 +33,7 @@ class Mixture(Prior):
 
     def fit(
         self, rows: Float[Tensor, "n *shape"], labels: Int[Tensor, "n"], seed: int
-    ) -> list[dict[str, float]]:
+    ) -> list[dict[str, int | float]]:
         """Fits all classes; returns the mean log-likelihood of each as a log."""
         flat, log, found = rows.flatten(1).double(), [], []
         for group in range(self.groups):

@@ -91,7 +91,7 @@ def train_prior(
     }
 
 
-def _fit_mixture(prior: Mixture, lesson: Lesson) -> list[dict[str, float]]:
+def _fit_mixture(prior: Mixture, lesson: Lesson) -> list[dict[str, int | float]]:
     if not lesson.resident:
         raise ValueError(
             f"a mixture is fitted in memory: {len(lesson.dataset)} rows of {lesson.row_bytes} "

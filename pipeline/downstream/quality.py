@@ -1,5 +1,5 @@
-"""How good a prior's samples are: beside held-out rows, with two rows for comparison always there:
-real against real, and a normal distribution with full covariance.
+"""How good a prior's samples are, against held-out rows: always beside what other real rows and
+normal distributions with full covariance score.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from pipeline.downstream.codes import Space, choose, finite_rows
@@ -39,7 +39,8 @@ from schemas.downstream import Gaussian, Sampling
 
 FEWEST = 8
 """Held-out rows below which nothing is compared."""
-SETS = ("real", "prior", "gaussian")
+SETS = ("real", "prior", "gaussian", "by_class")
+"""Columns: other real rows, the prior, a normal distribution of all rows, one of each class."""
 DESCRIBED = {
     "one_nn": "accuracy of telling samples from real rows by the nearest other one; 0.5 is best",
     "cov": "share of real rows that are nearest to some sample",
@@ -72,11 +73,21 @@ class Quality:
         return {"rows": self.rows, "table": self.table, "notes": self.notes}
 
 
-def baseline(lesson: Lesson, rows: Float[Tensor, "n *shape"], labels: Tensor) -> Mixture:
-    """The normal distribution of normalized rows; of a conditional prior, one for each class."""
-    prior = Mixture(Gaussian(), lesson.space, tuple(rows.shape[1:]), lesson.classes)
-    prior.fit(rows, labels, lesson.job.seed)
-    return prior
+def baselines(lesson: Lesson) -> dict[str, Mixture]:
+    """Normal distributions with full covariance: of all rows, and where the prior knows classes
+    also one of each class, which uses the labels as the prior does."""
+    rows, labels = fitting_rows(lesson)
+    found = {}
+    for name, classes in (("gaussian", 0), ("by_class", lesson.classes)):
+        if name == "by_class" and not classes:
+            continue
+        prior = Mixture(Gaussian(), lesson.space, tuple(rows.shape[1:]), classes)
+        try:
+            prior.fit(rows, labels, lesson.job.seed)
+        except ValueError:  # a class with too few rows
+            continue
+        found[name] = prior
+    return found
 
 
 def measure(
@@ -105,21 +116,21 @@ def measure(
     quality.rows = count
     values, labels = values[:count], labels[:count]
     normal = lesson.normalization
-    everything = baseline(lesson, *fitting_rows(lesson))
+    normals = baselines(lesson)
     with torch.no_grad():
         sets = {
             "real": normal.forth(learned[:count]),
             "prior": draw_rows(prior, lesson, 0, count, stage="quality")[0].float().cpu(),
-            "gaussian": _draw_plain(everything, lesson, count),
+            **{name: _draw_plain(normal, lesson, count) for name, normal in normals.items()},
         }
     reference = normal.forth(values)
     quality.table["code"] = _compare_codes(
-        lesson, sets, reference, labels, {"prior": prior, "gaussian": everything}
+        lesson, sets, reference, labels, {"prior": prior, **normals}
     )
     stored = {name: normal.back(rows) for name, rows in sets.items()}
     quality.pictures = {"held-out": values, **stored}
     if options.decoded and decodable(lesson.parent):
-        told(f"decoding {4 * count} rows for comparison")
+        told(f"decoding {(1 + len(stored)) * count} rows for comparison")
         quality.table["decoded"] = _compare_decoded(
             lesson, stored, values, learned_labels[:count], quality
         )

@@ -27,7 +27,7 @@ from schemas.downstream import Learning
 LOG_POINTS = 100
 """Lines of the log."""
 
-Log = list[dict[str, float]]
+Log = list[dict[str, int | float]]
 
 
 class Interrupted(Exception):

@@ -25,6 +25,17 @@ def ring(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarra
     return (place + random.normal(0, 0.05, place.shape)).astype(np.float32), kind
 
 
+def rings(count: int, seed: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Circles about three centers, turned into a space of more axes: no normal distribution, but
+    of few dimensions, as codes are. The center is the class."""
+    random, fixed = np.random.default_rng(seed), np.random.default_rng(123)
+    centers = fixed.normal(0, 0.6, (3, size))
+    plane = np.linalg.qr(fixed.normal(size=(size, size)))[0][:2]
+    angle, kind = random.uniform(0, 2 * np.pi, count), random.integers(0, 3, count)
+    place = np.stack([np.cos(angle), np.sin(angle)], 1) @ plane + centers[kind]
+    return (place + random.normal(0, 0.03, place.shape)).astype(np.float32), kind
+
+
 def code_store(
     location: Location,
     codes: np.ndarray,
