@@ -25,5 +25,5 @@ def test_values_on_logits_are_even_where_probabilities_saturate():
 def test_the_level_is_the_fields_and_only_of_occupancies():
     assert level_of({"quantity": "occupancy", "level": 0.2}) == 0.2
     assert level_of({"quantity": "sdf", "level": 0.0}) == 0.5
-    with pytest.raises(ValueError, match="'color'.*needs 'sdf' or 'occupancy'"):
+    with pytest.raises(ValueError, match=r"'color'.*needs 'sdf' or 'occupancy'"):
         inside_of({"color": torch.zeros(2, 3)})
