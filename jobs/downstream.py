@@ -215,7 +215,6 @@ def work(job: Job, task: Work, stop: Stop) -> dict[str, Any]:
         return task(job, 0, 1, device, text.say, lambda: stop.number is not None)
     finally:
         stop.graceful = False
-        stop.raise_if_set()
 
 
 def _together(job: Job, task: Work) -> dict[str, Any]:

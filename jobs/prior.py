@@ -40,6 +40,7 @@ def run(job: PriorJob, *, replace: bool = False) -> int:
         except Interrupted as error:
             text.say(str(error))
             stop.raise_if_set()
+            raise
     report = read_report(lesson)
     assert report is not None
     tell(job, report)

@@ -23,7 +23,7 @@ from pipeline.downstream.prior import (
 from pipeline.downstream.report import SIDE, read_report, write_report
 from pipeline.downstream.sample_store import fixed_rows, opened_rows, png
 from pipeline.downstream.sheet import group_sheet, pictures_of
-from pipeline.downstream.training import Hooks
+from pipeline.downstream.training import Hooks, Interrupted
 from schemas.downstream import PriorJob
 from schemas.store import PRIVATE
 
@@ -77,6 +77,8 @@ def run_prior(
         return record
     if record["steps"]:
         told(f"trained {record['steps']} steps on {record['rows']} rows")
+    if stop():
+        raise Interrupted("stopped after training, before samples were drawn")
     prior = load_prior(lesson, device)
     write_sample_store(lesson, prior)
     if read_report(lesson) is None:
