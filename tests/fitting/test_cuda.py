@@ -26,7 +26,11 @@ from pipeline.objectives.distance import DistanceError
 from pipeline.samples import load_samples
 from tests.fitting.tables import box_table, picture_table
 
-pytest.importorskip("triton", reason="triton is not installed (Linux on x86-64 only)")
+pytest.importorskip(
+    "triton",
+    "3.9",
+    reason="needs the interpreter of triton 3.9 (Linux on x86-64; make test installs it)",
+)
 
 from pipeline.fitting.cuda import choice, run
 from pipeline.fitting.cuda.exact import losses
@@ -186,6 +190,7 @@ def test_networks_that_do_not_fit_on_a_chip_are_named():
     assert [too_large(of(w, d)) for w, d in ((64, 2), (64, 4), (100, 3), (128, 3))] == [""] * 4
     assert "3 x 256 needs 904 KB of registers" in too_large(of(256, 3))
     assert "4 x 128 needs" in too_large(of(128, 4))
+    assert "6 layers need more shared memory" in too_large(of(32, 6))
 
 
 def test_a_row_that_meets_its_target_by_rounding_alone_is_fitted_again_in_float32(monkeypatch):
@@ -217,10 +222,11 @@ def test_the_fastest_mode_that_fits_as_well_as_float32_is_chosen(monkeypatch):
     mode, words = choice.choose_mode(method, {}, samples, 0)
     assert mode == "bf16"
     assert words.startswith("bf16: 1.00 x the steps, ")
-    monkeypatch.setattr(choice, "LOSS", 0.5)  # so good is none
-    mode, words = choice.choose_mode(method, {}, samples, 0)
-    assert mode == "fp32"
-    assert "tf32: 1.00 x the steps" in words
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "LOSS", 0.5)  # so good is none
+        mode, words = choice.choose_mode(method, {}, samples, 0)
+    assert mode == ""
+    assert all(f"{mode}: 1.00 x the steps" in words for mode in choice.MODES)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     mode, words = choice.choose_kernel(method, {}, None, 0)
     assert mode == "tf32"
@@ -286,6 +292,7 @@ print(len(made.asm["cubin"]), made.metadata.shared, made.asm["ptx"].count("wgmma
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [(0, 2, 3, 0), (2, 3, 1, 2)])
 def test_the_kernel_compiles_for_hopper_without_a_gpu(variant, tmp_path):
     """All that the interpreter does not see: types, layouts, assembly of the sines."""

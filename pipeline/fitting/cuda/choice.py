@@ -59,15 +59,17 @@ def choose_kernel(
     if not torch.cuda.is_available():
         return UNSEEN, f"{path_name(UNSEEN)} (no GPU where this was planned to compare others on)"
     mode, words = choose_mode(method, shared, some(), seed)
-    return mode, f"{path_name(mode)} ({words})"
+    return mode, f"{path_name(mode) if mode else 'plain PyTorch'} ({words})"
 
 
 def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) -> tuple[str, str]:
     """The fastest mode that fits some samples as well as the plain path does, and a word on it.
 
-    A mode that takes more steps or ends at a higher loss is passed over; float32 is always good
-    enough. The comparison runs where the samples lie.
+    A mode that takes more steps or ends at a higher loss is passed over, and so is one that this
+    chip has no room for; empty: none is left. The comparison runs where the samples lie.
     """
+    from triton.runtime.errors import OutOfResources
+
     from pipeline.fitting.cuda.exact import float32_products, losses
     from pipeline.fitting.cuda.stream import fit_by_kernel
     from pipeline.fitting.stream import Stream
@@ -87,11 +89,15 @@ def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) ->
     with float32_products():
         plain = fitted(Stream(method, shared, device=samples.device).run)
     told = []
-    for mode in MODES[:-1]:
-        found = fitted(fit_by_kernel(method, shared, mode, samples.device))
+    for mode in MODES:
+        try:
+            found = fitted(fit_by_kernel(method, shared, mode, samples.device))
+        except OutOfResources as error:  # of this chip: shared memory
+            told.append(f"{mode}: {error.name}, {error.required} of {error.limit}")
+            continue
         known = torch.isfinite(plain[1])  # a row that diverges in float32 may do so again
         more = [float((new - old)[known].mean().exp()) for new, old in zip(found, plain)]
         told.append(f"{mode}: {more[0]:.2f} x the steps, {more[1]:.3f} x the loss of float32")
         if more[0] <= STEPS and more[1] <= LOSS:
             return mode, told[-1]
-    return MODES[-1], "; ".join(told)
+    return "", "; ".join(told)

@@ -14,6 +14,8 @@ FEW, COLUMNS = 4, 16
 """As in `kernel`: numbers kept for coordinates and channels, and what products pad them to."""
 REGISTERS = 256 * 2**10
 """Bytes of registers of a multiprocessor (NVIDIA from Volta on)."""
+DEEPEST = 4
+"""Hidden layers, so that factors of products stay within shared memory (5 x 64: 165 KB in tf32)."""
 SPILLED = 0.5
 """Part of `REGISTERS` that may spill to the first cache before the kernel is no longer chosen."""
 
@@ -105,6 +107,8 @@ def register_bytes(layout: Layout, tile: int) -> int:
 
 def too_large(layout: Layout) -> str:
     """Empty if a network fits on a multiprocessor, else why it does not."""
+    if layout.hidden > DEEPEST:
+        return f"{layout.hidden + 1} layers need more shared memory than a multiprocessor has"
     needed = register_bytes(layout, 64)
     most = REGISTERS * (1 + SPILLED)
     if needed <= most:
