@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 PAPER = "Chen & Zhang 2019, CVPR, arXiv 1812.02822"
 KINDS = ("shapes",)
 STRATEGY = "encoder"
-STORES = "latents/code: a code in (0, 1) a shape, from its voxels; shared/: encoder and decoder"
+STORES = (
+    "latents/code: a code in (0, 1) a shape, from its voxels; latents/view_code: from one view, "
+    "where the dataset has views; shared/: encoders and decoder"
+)
 
 
 class Config(Schema):
@@ -57,6 +60,20 @@ class Config(Schema):
     """Decay of Adam's mean of gradients (authors' code: 0.5)."""
     falling: bool = True
     """Whether the rate falls along a cosine to a hundredth over all levels (authors' code: no)."""
+    view_steps: int = Field(500, ge=1)
+    """Steps of regressing codes from views, decoder and voxel encoder frozen, where the dataset has
+    views (authors' code: 1,000 epochs)."""
+    view_batch: int = Field(16, ge=1)
+    """Views a step (authors' code: 64)."""
+    view_width: int = Field(16, ge=1)
+    """Channels of the view encoder's first stage, a ResNet-18 (authors' code: 64, a similar
+    network of gray pictures)."""
+    view_weights: str | None = None
+    """A safetensors file of ResNet-18 weights for the view encoder to start from."""
+    view_rate: float = Field(2e-3, gt=0)
+    """Learning rate of the view encoder (authors' code: 5e-5)."""
+    fields_from: Literal["voxels", "views"] = "voxels"
+    """Which code the fields of the store are read with: that of the voxels, or of one view."""
 
     @model_validator(mode="after")
     def _levels_match(self) -> Config:
@@ -90,6 +107,9 @@ class Config(Schema):
             "rate": 5e-5,
             "beta_1": 0.5,
             "falling": False,
+            "view_batch": 64,
+            "view_width": 64,
+            "view_rate": 5e-5,
         }
         first = cls(
             **paper,
@@ -98,6 +118,7 @@ class Config(Schema):
             level_steps=(50 * shapes, 50 * shapes, 100 * shapes),
             level_points=(4096, 8192, 32_768),
             level_pools=(4096, 8192, 32_768),
+            view_steps=1000 * shapes // 64,
         )
         later = cls(
             **paper,
@@ -107,13 +128,16 @@ class Config(Schema):
             level_steps=(100 * shapes, 100 * shapes, 200 * shapes),
             level_points=(4096, 4096, 16_384),
             level_pools=(4096, 4096, 16_384),
+            view_steps=2000 * shapes // 64,
         )
         return {"default": cls(), "paper": first, "later": later}
 
 
 def build(config: Config, form: FormSpec) -> Method:
-    """Voxels to a code, (code, x, y, z) to occupancy."""
+    """Voxels to a code, (code, x, y, z) to occupancy, and views to the same codes."""
+    from pipeline.encoders.images import ImageEncoder
     from pipeline.encoders.voxel_pyramid import VoxelPyramid
+    from pipeline.encoders.weights import start_from
     from pipeline.fields.mlp import MLP
     from pipeline.fields.pyramid import PyramidField, pyramid_layers
     from pipeline.fitting.method import Descend, Encoded, Field, Phase
@@ -125,12 +149,23 @@ def build(config: Config, form: FormSpec) -> Method:
     _refuse(config, form)
     layers = pyramid_layers(config.code, config.width, config.release, std=config.weight_std)
     net = MLP(config.code + 3, layers)
-    model = PyramidField(
-        config.code, net, VoxelPyramid(config.voxels, config.code, config.channels)
-    )
+    views = None
+    if form.views:
+        views = ImageEncoder(config.code, config.view_width)
+        if config.view_weights is not None:
+            start_from(views, config.view_weights)
+    voxels = VoxelPyramid(config.voxels, config.code, config.channels)
+    decoded = "code" if config.fields_from == "voxels" else "view_code"
+    model = PyramidField(config.code, net, voxels, views, decoded=decoded)
+
+    def from_view(bound, batch):
+        return bound.views(batch.views.color[:, 0]).sigmoid()
 
     def encode(bound, batch, draw):
-        return {"code.value": bound.voxels(batch.voxels.occupancy)}, {}
+        rows = {"code.value": bound.voxels(batch.voxels.occupancy)}
+        if views is not None and not bound.training:  # in training, its own phase regresses it
+            rows["view_code.value"] = from_view(bound, batch)
+        return rows, {}
 
     def read(bound, coords):
         return {"occupancy": bound(coords)[..., 0].clamp(0, 1)}
@@ -165,6 +200,25 @@ def build(config: Config, form: FormSpec) -> Method:
             updates=(Descend(loss, {"net.": adam, "voxels.": adam}),),
         )
 
+    def regression(bound, batch, draw):
+        error = from_view(bound, batch) - bound.code.value.detach()
+        return {"view": error.square().mean(1)}
+
+    train = [level(number) for number in range(len(config.levels))]
+    if views is not None:
+        view_rate = Cosine(config.view_rate, config.view_steps, floor=config.view_rate / 100)
+        adam = Adam(
+            view_rate if config.falling else Constant(config.view_rate),
+            betas=(config.beta_1, 0.999),
+        )
+        train.append(
+            Phase(
+                steps=config.view_steps,
+                size=Size(pixels=0, views=1),
+                batch=config.view_batch,
+                updates=(Descend(regression, {"views.": adam}),),
+            )
+        )
     field = Field(
         method="imnet",
         config=config,
@@ -175,12 +229,8 @@ def build(config: Config, form: FormSpec) -> Method:
         coords={"axes": ["x", "y", "z"], "range": [-1.0, 1.0], "handedness": "as in the source"},
         output={"quantity": "occupancy", "inside": "high", "level": 0.5},
     )
-    return Encoded(
-        field,
-        encode=encode,
-        size=Size(pixels=0, voxels=config.voxels),
-        train=tuple(level(i) for i in range(len(config.levels))),
-    )
+    seen = Size(pixels=0, voxels=config.voxels, views=1 if views is not None else 0)
+    return Encoded(field, encode=encode, size=seen, train=tuple(train))
 
 
 def _refuse(config: Config, form: FormSpec) -> None:
@@ -198,3 +248,7 @@ def _refuse(config: Config, form: FormSpec) -> None:
                 f"{name}: {wanted} is not a divisor of the {form.voxels} voxels of this dataset; "
                 f"set ingest.voxels: {max(config.voxels, *config.levels)}"
             )
+    if config.fields_from == "views" and not form.views:
+        raise ValueError(
+            "imnet with fields_from: views needs views; this dataset has none: set ingest.views"
+        )
