@@ -276,6 +276,19 @@ class PriorJob(Job):
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> PriorJob:
+        name = self.method.name
+        if self.sample.guidance != 1 and name not in ("ddpm", "rectified_flow"):
+            raise ValueError(f"sample.guidance has no effect with {name}; remove it")
+        if self.sample.eta and name != "ddpm":
+            raise ValueError(f"sample.eta has no effect with {name}; remove it")
+        if self.method.components is not None and self.method.normalize != "whiten":
+            raise ValueError(
+                "method.components has no effect without method.normalize: whiten; remove it"
+            )
+        return self
+
     def train_keys(self, source_hash: str) -> dict[str, Any]:
         keys = super().train_keys(source_hash)
         keys["method"] = self.method.model_dump(mode="json")

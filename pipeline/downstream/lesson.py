@@ -197,6 +197,11 @@ def open_lesson(job: PriorJob) -> Lesson:
     if conditional is None:
         conditional = labelled
     classes = len(space.classes) if conditional else 0
+    if job.sample.guidance != 1 and not classes:
+        raise ValueError(
+            "sample.guidance has no effect on a prior that learns no classes; remove it, or see "
+            "method.conditional"
+        )
     for name in job.sample.classes:
         if name not in space.classes[:classes]:
             known = ", ".join(space.classes) if classes else "none: it learns no classes"

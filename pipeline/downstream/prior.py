@@ -13,13 +13,18 @@ from torch import Tensor
 
 from pipeline.downstream.generative import Prior, build_prior
 from pipeline.downstream.latents import nearest
-from pipeline.downstream.lesson import Lesson
+from pipeline.downstream.lesson import Lesson, open_lesson
 from pipeline.downstream.mixture import Mixture
 from pipeline.downstream.sample_store import Made, fixed_rows, sample_plan, write_samples
 from pipeline.downstream.training import Hooks, train
 from pipeline.draw import Draw, sample_keys
 from pipeline.stages.common import peak_bytes
+from pipeline.storage import open_objects
+from schemas.base import Location
+from schemas.downstream import PriorJob
+from schemas.store import PRIVATE
 
+JOB = f"{PRIVATE}/prior.json"
 DRAWN_TOGETHER = 256
 """Samples that are drawn side by side."""
 
@@ -45,6 +50,29 @@ def load_prior(lesson: Lesson, device: str = "cpu") -> Prior:
     else:
         prior.load_state_dict(tensors)
     return prior.to(device).eval()
+
+
+def note_job(lesson: Lesson) -> None:
+    """Keeps the job with its store, for `open_prior`."""
+    lesson.objects.put(JOB, lesson.job.model_dump_json(indent=1).encode())
+
+
+def open_prior(url: str | Location, device: str = "cpu") -> tuple[Lesson, Prior]:
+    """The prior that made a store of samples, to draw more or to ask for densities.
+
+        lesson, prior = open_prior("out/shape-prior.zarr")
+        rows, labels = draw_rows(prior, lesson, 1000, 1100)     # samples 1,000 to 1,099
+        codes = lesson.normalization.back(rows)
+
+    The store that it learned from must be where it was, with the same rows.
+    """
+    location = url if isinstance(url, Location) else Location(url=url)
+    try:
+        data = open_objects(location).get(JOB)
+    except FileNotFoundError:
+        raise ValueError(f"{location.url} was not made by a prior") from None
+    lesson = open_lesson(PriorJob.model_validate_json(data))
+    return lesson, load_prior(lesson, device)
 
 
 def train_prior(

@@ -16,6 +16,7 @@ from pipeline.downstream.prior import (
     draw_rows,
     load_prior,
     new_prior,
+    note_job,
     train_prior,
     trained,
     write_sample_store,
@@ -81,6 +82,7 @@ def run_prior(
         raise Interrupted("stopped after training, before samples were drawn")
     prior = load_prior(lesson, device)
     write_sample_store(lesson, prior)
+    note_job(lesson)
     if read_report(lesson) is None:
         write_report(lesson, load_prior(lesson), told)
     return record

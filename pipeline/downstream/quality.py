@@ -53,7 +53,7 @@ DESCRIBED = {
     "kid": "squared kernel distance of features (x 1000)",
     "nearest_learned": "mean distance to the nearest row learned from; far below real: copies",
     "nll": "mean negative log-density of held-out rows, in nats",
-    "rarest": "share of the class that is rarest among the samples' nearest learned rows",
+    "rarest": "share of the rarest class among the nearest rows learned from; 0: a class is lost",
     "empty": "share of samples without a surface",
 }
 
@@ -201,7 +201,10 @@ def _compare_codes(
         )
         measures["spread"] = spread_ratio(rows.flatten(1), reference.flatten(1))
         other = reference if name == "real" else rows  # learned rows are their own nearest
-        measures["nearest_learned"] = float(nearest_learned(lesson, other)[1].mean())
+        numbers, distance = nearest_learned(lesson, other)
+        measures["nearest_learned"] = float(distance.mean())
+        if len(lesson.space.classes) > 1:
+            measures["rarest"] = rarest_share(lesson, numbers)
         prior = priors.get(name)
         if prior is not None and prior.exact:
             with torch.no_grad():
@@ -210,6 +213,14 @@ def _compare_codes(
             measures["nll"] = float(-density.double().mean() + lesson.normalization.log_volume())
         found[name] = measures
     return found
+
+
+def rarest_share(lesson: Lesson, numbers: np.ndarray) -> float:
+    """Share of the rarest class among rows learned from, given by their numbers."""
+    chosen = lesson.dataset.selection
+    labels = chosen.labels[np.searchsorted(chosen.rows, numbers)]
+    counts = np.bincount(labels[labels >= 0], minlength=len(lesson.space.classes))
+    return float(counts.min() / max(len(labels), 1))
 
 
 def _compare_decoded(

@@ -11,7 +11,7 @@ import torch
 from pipeline import store as stores
 from pipeline.downstream.latents import distances
 from pipeline.downstream.lesson import open_lesson
-from pipeline.downstream.prior import draw_rows, load_prior, new_prior, train_prior
+from pipeline.downstream.prior import draw_rows, load_prior, new_prior, open_prior, train_prior
 from pipeline.downstream.prior_stage import check_prior, run_prior
 from pipeline.downstream.report import read_report
 from pipeline.downstream.set_metrics import one_nearest_accuracy
@@ -234,6 +234,12 @@ def test_samples_are_a_store_like_any_other(source, tmp_path):
     assert table["prior"]["nll"] < table["gaussian"]["nll"]
     assert report["principal_components"]["entries"] == 2
     json.dumps(report, allow_nan=False)
+    lesson, prior = open_prior(job.store)
+    rows, _ = draw_rows(prior, lesson, 2, 5)
+    again = lesson.normalization.back(rows).numpy()
+    np.testing.assert_allclose(again, opened.reader.latents("code", [2, 3, 4]), atol=1e-6)
+    with pytest.raises(ValueError, match="was not made by a prior"):
+        open_prior(source)
 
 
 def test_density_of_samples_is_that_of_stored_rows(source, tmp_path):
@@ -286,7 +292,11 @@ def test_what_nothing_can_be_learned_from_is_refused(source, tmp_path):
           sample={"classes": ["ring0"]})  # fmt: skip
     check("have 2 principal components, 5 were", method={
         **NETWORK, "normalize": "whiten", "components": 5})  # fmt: skip
-    check("no effect with normalize=entries", method={**NETWORK, "components": 1})
+    check("components has no effect without", method={**NETWORK, "components": 1})
+    check("guidance has no effect with flow", method="flow", sample={"guidance": 2})
+    check("guidance has no effect on a prior that learns no classes",
+          method={**NETWORK, "conditional": False}, sample={"guidance": 2})  # fmt: skip
+    check("eta has no effect with rectified_flow", sample={"eta": 0.5})
 
 
 def test_rows_that_are_not_finite_are_named(tmp_path):
