@@ -128,7 +128,7 @@ def _verdict(outcome: Outcome, target: Target | None) -> tuple[RowStatus, Code, 
     if outcome.reason == FULL:
         words = f"not enough memory for two rows at a time: {outcome.request.note}"
         return RowStatus.FAILED, Code.OOM, words
-    how = "at a lower rate" if outcome.request.factor != 1 else "in float32"
+    how = "at a lower rate" if outcome.request.factor != 1 else "in a more exact mode"
     note = f"{outcome.request.note}; again {how}: " if outcome.request.note else ""
     if outcome.reason == DIVERGED:
         return (

@@ -10,13 +10,11 @@ import torch
 
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors
-from pipeline.fitting.cuda.layout import Layout, too_large
+from pipeline.fitting.cuda.layout import Layout, modes_of, too_large
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Method
 from pipeline.samples import Samples
 
-MODES = ("bf16", "tf32", "fp32")
-"""Fastest first."""
 UNSEEN = "tf32"
 """The mode where the machine that plans has no GPU to compare on."""
 OLDEST = (3, 4)
@@ -57,6 +55,8 @@ def choose_kernel(
     if why:
         return "", f"plain PyTorch ({why})"
     if not torch.cuda.is_available():
+        if UNSEEN not in modes_of(Layout.of(recognize(method))):
+            return "", f"plain PyTorch (too large for the kernel in {UNSEEN})"
         return UNSEEN, f"{path_name(UNSEEN)} (no GPU where this was planned to compare others on)"
     mode, words = choose_mode(method, shared, some(), seed)
     return mode, f"{path_name(mode) if mode else 'plain PyTorch'} ({words})"
@@ -89,7 +89,7 @@ def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) ->
     with float32_products():
         plain = fitted(Stream(method, shared, device=samples.device).run)
     told = []
-    for mode in MODES:
+    for mode in modes_of(Layout.of(recognize(method))):
         try:
             found = fitted(fit_by_kernel(method, shared, mode, samples.device))
         except OutOfResources as error:  # of this chip: shared memory

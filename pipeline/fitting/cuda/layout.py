@@ -14,8 +14,12 @@ FEW, COLUMNS = 4, 16
 """As in `kernel`: numbers kept for coordinates and channels, and what products pad them to."""
 REGISTERS = 256 * 2**10
 """Bytes of registers of a multiprocessor (NVIDIA from Volta on)."""
-DEEPEST = 4
-"""Hidden layers, so that factors of products stay within shared memory (5 x 64: 165 KB in tf32)."""
+MODES = ("bf16", "tf32", "fp32")
+"""Fastest first."""
+DEEPEST = {"bf16": {64: 4, 128: 2}, "tf32": {64: 4, 128: 0}, "fp32": {64: 2, 128: 0}}
+"""Most hidden layers by width, so that the factors of products stay within the 227 KB of shared
+memory of Hopper: 5 x 64 takes 140 KB in bf16 and 165 in tf32, 3 x 128 takes 129 in bf16 (277 in
+tf32), 3 x 64 takes 192 in float32 (5 x 64: 357)."""
 SPILLED = 0.5
 """Part of `REGISTERS` that may spill to the first cache before the kernel is no longer chosen."""
 
@@ -81,6 +85,8 @@ class Shape:
     tile: int
     """Points in work at a time."""
     warps: int
+    stages: int = 2
+    """How far loads run ahead; each takes shared memory."""
 
 
 def shape_of(layout: Layout, mode: str) -> Shape:
@@ -91,7 +97,7 @@ def shape_of(layout: Layout, mode: str) -> Shape:
     latency to hide; they also take twice the points where those fit.
     """
     if mode == "fp32":
-        return Shape(32, 4 if layout.padded <= 64 else 8)
+        return Shape(32, 4 if layout.padded <= 64 else 8, 1)
     if layout.padded <= 32 or (layout.padded == 64 and layout.hidden <= 1 and mode == "bf16"):
         return Shape(64, 4)
     return Shape(128 if layout.padded == 64 and mode == "bf16" else 64, 8)
@@ -105,15 +111,21 @@ def register_bytes(layout: Layout, tile: int) -> int:
     return 4 * (gradients + (h + 1) * tile * w + 2 * tile * w)
 
 
+def modes_of(layout: Layout) -> tuple[str, ...]:
+    """The modes in which a network fits on a multiprocessor."""
+    if register_bytes(layout, 64) > REGISTERS * (1 + SPILLED):
+        return ()
+    width = max(64, layout.padded)
+    return tuple(mode for mode in MODES if layout.hidden <= DEEPEST[mode].get(width, -1))
+
+
 def too_large(layout: Layout) -> str:
-    """Empty if a network fits on a multiprocessor, else why it does not."""
-    if layout.hidden > DEEPEST:
-        return f"{layout.hidden + 1} layers need more shared memory than a multiprocessor has"
-    needed = register_bytes(layout, 64)
-    most = REGISTERS * (1 + SPILLED)
-    if needed <= most:
-        return ""
-    return (
-        f"{layout.hidden + 1} x {layout.width} needs {needed // 1024} KB of registers for its "
-        f"gradients and activations, more than {most / 1024:.0f} KB"
-    )
+    """Empty if a network fits on a multiprocessor in some mode, else why it does not."""
+    needed, most = register_bytes(layout, 64), REGISTERS * (1 + SPILLED)
+    words = f"{layout.hidden + 1} x {layout.width} needs"
+    if needed > most:
+        return (
+            f"{words} {needed // 1024} KB of registers for its gradients and activations, more "
+            f"than {most / 1024:.0f} KB"
+        )
+    return "" if modes_of(layout) else f"{words} more shared memory than a multiprocessor has"

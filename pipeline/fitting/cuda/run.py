@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.draw import Draw, word
 from pipeline.fields.bind import Tensors
 from pipeline.fitting.cuda.exact import losses
-from pipeline.fitting.cuda.layout import FEW, Layout, shape_of
+from pipeline.fitting.cuda.layout import FEW, Layout, modes_of, shape_of
 from pipeline.fitting.cuda.load import kernel
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.lanes import RETRY_FACTOR, Outcome, Request
@@ -64,7 +64,8 @@ class Loop:
 
     On a CPU Triton's interpreter runs it, slowly, with the roundings of `mode` emulated. In a mode
     of rounded factors a row that meets its target is looked at again by the plain path, where a
-    step sees all of a sample; if it falls short there, the row is fitted again in float32.
+    step sees all of a sample; if it falls short there, the row is fitted again in float32 (or the
+    next best that there is room for: then what falls short again has missed its target).
     """
 
     def __init__(
@@ -160,11 +161,24 @@ class Loop:
             requests[k] = replace(
                 requests[k], note=f"{target.describe(loss)} in float32 after a fit in {self.mode}"
             )
-        return self._replace(self._exact, ends, short, data, keys, starts, at)
+        ends = self._replace(self._exact, ends, short, data, keys, starts, at)
+        if self._exact.mode == "fp32":
+            return ends
+        rows = self.layout.unpack(ends.flat)
+        exact = losses(self.method, self.shared, samples, at, rows, keys)
+        met, close = ends.reason == MET, exact <= target.value * (1 + SLACK)
+        return replace(
+            ends,
+            reason=torch.where(met & ~close, SPENT, ends.reason),
+            loss=torch.where(met, exact, ends.loss),
+            watched=torch.where(met & ~close, exact, ends.watched),
+        )
 
     @cached_property
     def _exact(self) -> Loop:
-        return Loop(self.method, self.shared, "fp32", self.device, programs=self.programs)
+        """The most exact mode that there is room for."""
+        mode = modes_of(self.layout)[-1]
+        return Loop(self.method, self.shared, mode, self.device, programs=self.programs)
 
     def _replace(self, loop, ends, which, data, keys, starts, at, factor=1.0) -> Ends:
         """`ends` with some rows fitted again from their start by `loop`."""
@@ -193,7 +207,11 @@ class Loop:
         tags = [word(tag) for tag in (*self._tags(), "")[:2]]
         options, scope = {}, np.errstate(all="ignore")  # the interpreter computes with numpy
         if self.device.type == "cuda":
-            options = {"num_warps": self.shape.warps, "num_stages": 2, "enable_fp_fusion": True}
+            options = {
+                "num_warps": self.shape.warps,
+                "num_stages": self.shape.stages,
+                "enable_fp_fusion": True,
+            }
             scope = torch.cuda.device(self.device)
         arguments = (
             flat,

@@ -8,7 +8,9 @@ import torch
 
 from pipeline.fields.bind import Tensors
 from pipeline.fitting.cuda.choice import why_not
+from pipeline.fitting.cuda.layout import Layout, modes_of
 from pipeline.fitting.cuda.run import Loop, Mode
+from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Method
 from pipeline.fitting.starts import starts_of
 from pipeline.fitting.units import Unit
@@ -19,6 +21,8 @@ def fit_by_kernel(
 ) -> Callable[[Callable[[], Unit | None]], Iterator[Unit]]:
     """What fits the units that it pulls, each with its rows in one piece (`Unit.rows`)."""
     why = why_not(method)
+    if not why and mode not in modes_of(Layout.of(recognize(method))):
+        why = f"too large for {mode}"
     if why:
         raise ValueError(f"this method cannot be fitted by the kernel of GPUs here: {why}")
     loop = Loop(method, shared, mode, device)
