@@ -56,10 +56,11 @@ def test_the_kernel_equals_the_lanes_in_float32(width, depth, sizes):
     assert distance(kernel.rows, plain.rows) < 5e-3
 
 
+WIDTHS = {("tf32", 0.02): (32, 64), ("bf16", 0.1): (32, 64, 128)}
+
+
 @pytest.mark.parametrize(
-    ("mode", "within", "width"),
-    [("tf32", 0.02, 32), ("tf32", 0.02, 64), ("bf16", 0.1, 32), ("bf16", 0.1, 64)]
-    + [("bf16", 0.1, 128)],
+    ("mode", "within", "width"), [(*mode, w) for mode, widths in WIDTHS.items() for w in widths]
 )
 def test_rounded_factors_change_losses_a_little(mode, within, width):
     method, samples = images([(32, 32)] * 8, width=width, steps=40, target_psnr=None)

@@ -24,8 +24,8 @@ What lies where, for width w, h hidden layers (w x w), tiles of t points, 4 byte
     shared     factors of products: hidden weights, activations of a tile, an error
     L1 and L2  row and both moments: 3 size numbers, read and written once a step; points
 A multiprocessor of an H100 or H200 has 256 KB of registers and up to 227 KB of shared memory;
-`layout.too_large` does the sum and refuses from half as much again on (3 x 128 is the largest that
-passes), `layout.shape_of` cuts programs. What the compiler makes of it for sm_90 in bf16 (Triton
+`layout` does the sum, refuses from half as much registers again on (3 x 128 is the largest that
+passes, in bf16 alone), knows the modes for which shared memory suffices, and cuts programs. What the compiler makes of it for sm_90 in bf16 (Triton
 3.9; no GPU was needed to see it): registers, bytes spilled, shared memory, and instructions a warp
 issues in a step on 1,024 points, beside those that the units for sines need at least.
     2 x 64, t = 64, 4 warps   36 KB + 32 KB + 32 KB   255,   88 B,  39 KB   21,500 + 2,100 (16,400)
