@@ -96,6 +96,8 @@ class _Training:
         self.method, self.samples, self.seed = method, samples, seed
         self.rank, self.world = rank, world
         self.device = samples.device
+        if world > 1:
+            _refuse_own_statistics(method)
         counts = self._add(torch.tensor([float(len(samples))], device=self.device))
         self.total = int(counts[0])
         if self.total < world:
@@ -434,6 +436,17 @@ def _slots(tensors: Tensors, updates: tuple[Descend, ...], frozen: set[str]) -> 
 def _unflat(flat: Tensor, names: list[str], like: Tensors) -> Tensors:
     parts = flat.split([like[name].numel() for name in names])
     return {name: part.reshape(like[name].shape) for name, part in zip(names, parts)}
+
+
+def _refuse_own_statistics(method: Method) -> None:
+    """Raises where a module's statistics would be those of one worker's part of a batch."""
+    for name, module in method.model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"method {method.field.method!r}: {name} is a {type(module).__name__}, whose "
+                "running statistics would differ from worker to worker; take "
+                "pipeline.fields.blocks.BatchNorm, or train with one worker"
+            )
 
 
 def _dropout(module: nn.Module) -> bool:

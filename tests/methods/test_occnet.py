@@ -1,5 +1,9 @@
 """Occupancy Networks: acceptance, independence of batch mates, running statistics, refusals."""
 
+import multiprocessing
+import socket
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from benchmarks.acceptance._shapes import held_out_iou
 from benchmarks.acceptance._solids import one_box, table
 from pipeline import methods
 from pipeline.fitting import fit_rows, start_shared, train
+from pipeline.fitting.optimizers import Sgd
 from pipeline.samples import load_samples
 from schemas.samples import FormSpec
 
@@ -56,6 +61,58 @@ def test_training_moves_the_running_statistics_and_fits_leave_them():
     fitted = fit_rows(method, trained, samples, seed=0)
     assert all(torch.equal(before[n], trained[n]) for n in trained)
     assert fitted.rows.keys() == {"code.value"}
+
+
+def descending(form):
+    """By plain gradient steps: a bias before a normalization has no effect, and Adam would blow the
+    rounding errors of its gradient up to full steps."""
+    method = build(form, **SMALL)
+    (phase,) = method.train
+    (update,) = phase.updates
+    update = replace(update, groups={"": Sgd(2e-3)})
+    return replace(method, train=(replace(phase, updates=(update,)),))
+
+
+def _worker(rank, port, queue):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    samples = load_samples(boxes(12).take(list(range(rank, 12, 2))), "shapes")
+    method = descending(samples.form)
+    shared = train(method, samples, seed=0, rank=rank, world=2).shared
+    method.model.extra = torch.nn.BatchNorm1d(3)
+    message = ""
+    try:
+        train(method, samples, seed=0, rank=rank, world=2)
+    except ValueError as error:
+        message = str(error)
+    queue.put(({name: value.numpy() for name, value in shared.items()}, message))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_train_what_one_trains_running_statistics_included():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_worker, args=(r, port, queue)) for r in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [queue.get(timeout=240) for _ in workers]
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    samples = load_samples(boxes(12), "shapes")
+    method = descending(samples.form)
+    start, one = start_shared(method, 0), train(method, samples, seed=0).shared
+    for shared, message in found:
+        assert "extra is a BatchNorm1d" in message
+        for name, value in one.items():
+            away = (value - torch.from_numpy(shared[name])).abs().max()
+            assert away <= 1e-6 + 1e-3 * (value - start[name]).abs().max(), name
+    for name, value in found[0][0].items():
+        assert (value == found[1][0][name]).all(), name
 
 
 def test_training_resumes_to_the_same_bits_with_its_statistics():
