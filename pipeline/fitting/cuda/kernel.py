@@ -25,9 +25,10 @@ What lies where, for width w, h hidden layers (w x w), tiles of t points, 4 byte
     L1 and L2  row and both moments: 3 size numbers, read and written once a step; points
 A multiprocessor of an H100 or H200 has 256 KB of registers and up to 227 KB of shared memory;
 `layout` does the sum, refuses from half as much registers again on (3 x 128 is the largest that
-passes, in bf16 alone), knows the modes for which shared memory suffices, and cuts programs. What the compiler makes of it for sm_90 in bf16 (Triton
-3.9; no GPU was needed to see it): registers, bytes spilled, shared memory, and instructions a warp
-issues in a step on 1,024 points, beside those that the units for sines need at least.
+passes, in bf16 alone), knows the modes for which shared memory suffices, and cuts programs. What
+the compiler makes of it for sm_90 in bf16 (Triton 3.9; no GPU was needed to see it): registers,
+bytes spilled, shared memory, and instructions a warp issues in a step on 1,024 points, beside those
+that the units for sines need at least.
     2 x 64, t = 64, 4 warps   36 KB + 32 KB + 32 KB   255,   88 B,  39 KB   21,500 + 2,100 (16,400)
     3 x 64, t = 128, 8 warps  64 KB + 96 KB + 64 KB   255,  352 B,  92 KB   15,600 + 2,200 (12,300)
     3 x 128, t = 64, 8 warps 168 KB + 96 KB + 64 KB   255, 2.7 KB, 129 KB   63,400 + 6,600 (24,600)
