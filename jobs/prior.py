@@ -58,7 +58,8 @@ def tell(job: PriorJob, report: dict) -> None:
         text.say(text.table(lines, header=header))
         text.say()
     names = {line[0] for _, _, lines in report_tables(report) for line in lines}
-    for name in names & DESCRIBED.keys():
-        text.say(f"  {name}: {DESCRIBED[name]}")
+    for name, words in DESCRIBED.items():
+        if name in names:
+            text.say(f"  {name}: {words}")
     for note in report["quality"]["notes"]:
         text.warn(f"  note: {note}")

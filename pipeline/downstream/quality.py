@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from pipeline.downstream.codes import Space, choose, finite_rows
+from pipeline.downstream.codes import choose, finite_rows
 from pipeline.downstream.decoded import Pictures, Surfaces, decodable, decode
 from pipeline.downstream.features import (
     classifier_features,
@@ -296,8 +296,3 @@ def _compare_surfaces(
         )
         found[name]["empty"] = empty
     return found
-
-
-def space_note(space: Space) -> str:
-    """What is learned, in words."""
-    return f"{space.array}, {space.kind} of shape {list(space.shape)}"

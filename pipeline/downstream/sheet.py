@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.evaluate.contact_sheet import FAINT, GAP, INK, PAPER, fit_into, printable
@@ -60,8 +58,3 @@ def pictures_of(opened: OpenedStore, count: int, side: int) -> list[Image.Image 
     """The first rows of an opened store as pictures."""
     rows = opened.rows()[:count]
     return [picture_of(opened, row, side) for row in rows]
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """A picture as uint8 [h, w, 3]."""
-    return torch.from_numpy(np.array(image.convert("RGB")))
