@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.acceptance import acceptance
 from pipeline import methods
 from pipeline.draw import Draw
 from pipeline.fields.bind import bind
@@ -37,3 +38,8 @@ def test_boxes_are_fitted_on_held_out_points():
         sdf = method.read(bind(method.model, fitted.rows), points.coords)["sdf"]
     close = points.distance.abs() < 0.05
     assert (sdf - points.distance).abs()[close].mean() < 0.01  # metric near the surface
+
+
+def test_shapes_are_fitted_between_points_because_sines_oscillate():
+    module = acceptance("sdf")
+    module.check(module.run(0))
