@@ -35,9 +35,9 @@ class Config(Schema):
     """Most cells of a shape; one that needs more fails by name."""
     band: float = Field(0.5, gt=0)
     """A cell is kept if it holds a point this near to the surface, in sides of a cell."""
-    code: int = Field(16, ge=1)
+    code: int = Field(32, ge=1)
     """Entries of a cell's code (paper: 125)."""
-    width: int = Field(64, ge=1)
+    width: int = Field(48, ge=1)
     """Units of a hidden layer (paper: 128)."""
     depth: int = Field(3, ge=1)
     """Number of hidden layers (paper: 4 layers)."""
@@ -46,31 +46,31 @@ class Config(Schema):
     (paper sec. 4: 1.5, so that neighboring cells agree where they meet; 0.5: its own only)."""
     neighbors: int = Field(4, ge=0)
     """Cells that a point teaches in one step, drawn of those that it lies in; 0: all of them."""
-    clamp: float = Field(1.0, gt=0)
+    clamp: float = Field(0.5, gt=0)
     """Distances beyond this count as this, in sides of a cell."""
     prior: float = Field(1e-2, ge=0)
     """Weight of a code's squared length beside the sum of its errors in cell sides (1/sigma^2)."""
     max_norm: float | None = Field(None, gt=0)
     """Longer codes are scaled back to this length when used (re-implementation: 1)."""
-    code_std: float = Field(0.01, ge=0)
+    code_std: float = Field(0.1, ge=0)
     """Standard deviation of codes at the start."""
-    rate: float = Field(2e-3, gt=0)
+    rate: float = Field(5e-3, gt=0)
     """Learning rate of the decoder at its highest; it falls along a cosine to a hundredth."""
-    code_rate: float = Field(1e-2, gt=0)
+    code_rate: float = Field(5e-2, gt=0)
     """Learning rate of the codes, as the decoder's (re-implementation: 1e-2 for both)."""
     halve: int = Field(0, ge=0)
     """Training steps after which both rates halve; 0: a cosine."""
-    train_steps: int = Field(1000, ge=1)
+    train_steps: int = Field(800, ge=1)
     """Training steps."""
     batch: int = Field(8, ge=1)
     """Shapes a step; each brings hundreds of cells."""
-    points: int = Field(384, ge=2)
+    points: int = Field(256, ge=2)
     """Points a shape and step, a quarter of them uniform in the box."""
-    fit_steps: int = Field(200, ge=1)
+    fit_steps: int = Field(150, ge=1)
     """Steps of inferring codes."""
     fit_points: int = Field(1024, ge=2)
     """Points a step of inferring."""
-    fit_rate: float = Field(2e-2, gt=0)
+    fit_rate: float = Field(5e-2, gt=0)
     """Rate of inferring at its highest; it falls along a cosine to a hundredth."""
 
     @classmethod
@@ -86,6 +86,7 @@ class Config(Schema):
             depth=4,
             neighbors=0,
             prior=1e-4,
+            clamp=1.0,
             max_norm=1.0,
             code_std=1 / math.sqrt(125),
             rate=1e-2,

@@ -34,9 +34,9 @@ class Config(Schema):
     (authors: parts of 0.2 for unit objects, nodes half a part apart)."""
     capacity: int = Field(1536, ge=8)
     """Most nodes of a sample; one that needs more fails by name."""
-    code: int = Field(16, ge=1)
+    code: int = Field(12, ge=1)
     """Entries of a node's code (paper: 32, from memory)."""
-    width: int = Field(8, ge=1)
+    width: int = Field(4, ge=1)
     """Hidden layers have 16, 8, 4, 2 and 1 times this (paper: 32, from memory)."""
     slope: float = Field(0.2, ge=0, lt=1)
     """Of the leaky rectifiers (TensorFlow's default, as in the authors' code)."""
@@ -55,9 +55,9 @@ class Config(Schema):
     """Standard deviation of codes before they are optimized (authors' code)."""
     train_std: float = Field(0.1, ge=0)
     """Standard deviation of codes before training."""
-    rate: float = Field(5e-3, gt=0)
+    rate: float = Field(1e-2, gt=0)
     """Learning rate of the decoder at its highest; it falls along a cosine to a hundredth."""
-    code_rate: float = Field(3e-2, gt=0)
+    code_rate: float = Field(5e-2, gt=0)
     """Learning rate of the codes in training, as the decoder's."""
     train_steps: int = Field(600, ge=1)
     """Training steps."""
@@ -69,7 +69,7 @@ class Config(Schema):
     """Steps of optimizing the codes of a scene (authors' code: 10,000)."""
     fit_points: int = Field(1024, ge=1)
     """Oriented points a step (authors' code: 10,000)."""
-    fit_rate: float = Field(2e-2, gt=0)
+    fit_rate: float = Field(5e-2, gt=0)
     """Learning rate of the codes of a scene (authors' code: 1e-3)."""
 
     @classmethod
