@@ -1,13 +1,17 @@
-"""DeepSDF on boxes of six factors: codes of unseen shapes with the decoder frozen."""
+"""DeepSDF: its acceptance on meshes, and codes of unseen boxes of six factors."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.acceptance import acceptance
 from pipeline import methods
 from pipeline.fitting import fit_rows, start_shared, train
-from pipeline.samples import load_samples
+from pipeline.objectives.balance import balanced_weight
+from pipeline.objectives.scan import scan_l1
+from pipeline.samples import Points, load_samples
+from schemas.samples import FormSpec
 from tests.fitting.tables import box_table
 from tests.methods.test_sdf import held_out_iou
 
@@ -75,3 +79,66 @@ def test_between_two_codes_lies_a_box_between(trained):
         method, result.shared, {"code.value": (code + code.roll(1, 0)) / 2}, known
     )
     assert middle.mean() > ends.mean() + 0.1
+
+
+def test_unseen_meshes_are_coded_and_completed():
+    module = acceptance("deepsdf")
+    module.check(module.run(0))
+
+
+def test_the_paper_network_has_the_authors_layers():
+    """8 x 512, the input again before the fifth, weight norm and dropout on all but the last."""
+    form = FormSpec(kind="shapes", dims=3, signed=True, normals=True)
+    method = methods.build("deepsdf", methods.configure("deepsdf", "paper"), form)
+    net = method.model.net
+    shapes = [tuple(layer.weight.shape) for layer in net.layers]
+    assert shapes == [
+        (512, 259), (512, 512), (512, 512), (253, 512), (512, 512), (512, 512), (512, 512),
+        (512, 512), (1, 512),
+    ]  # fmt: skip
+    assert [layer.magnitude is not None for layer in net.layers] == [True] * 8 + [False]
+    assert [row.dropout for row in net.table] == [0.2] * 8 + [0.0]
+    assert [row.skip for row in net.table] == [i == 4 for i in range(9)]
+    assert method.model.code.max_norm == 1.0
+    assert method.fit[0].updates[0].groups.keys() == {"code."}
+
+
+def test_a_scan_without_normals_is_refused():
+    config = methods.configure("deepsdf", settings={"fit_from": "scan"})
+    form = FormSpec(kind="shapes", dims=3, signed=True)
+    with pytest.raises(ValueError, match="fit_from: scan needs surface points with normals; this"):
+        methods.build("deepsdf", config, form)
+
+
+def scanned(distance):
+    """Two points of the sphere of radius 1/2 and two points of the box."""
+    surface = torch.tensor([[[0.5, 0, 0], [0, 0.5, 0]]])
+    coords = torch.tensor([[[0.8, 0, 0], [0.2, 0, 0]]])
+    return Points(
+        coords=coords,
+        distance=torch.tensor([distance]),
+        weight=torch.ones(1, 2),
+        surface=surface,
+        normals=2 * surface,
+        color=None,
+        surface_weight=torch.ones(1, 2),
+    )
+
+
+def test_a_scan_says_eta_on_either_side_and_free_space_before():
+    def sphere(x):
+        return x.norm(dim=-1, keepdim=True) - 0.5
+
+    terms = scan_l1(sphere, scanned([0.3, -0.3]), 0.02, 0.1)
+    assert float(terms["sdf"]) < 1e-6  # exact: the field is 0.02 away on either side
+    assert float(terms["free"]) == 0.0  # the point inside does not count as free
+    wrong = scan_l1(lambda x: sphere(x) - 1, scanned([0.3, -0.3]), 0.02, 0.1)
+    assert float(wrong["free"]) == pytest.approx(0.1)  # clamped
+    assert float(wrong["sdf"]) == pytest.approx(0.1)
+
+
+def test_balanced_points_count_alike():
+    distance = torch.tensor([[-1.0, 1, 1, 1], [1.0, 1, 1, 1]])
+    weight = balanced_weight(distance, torch.ones(2, 4))
+    assert torch.allclose(weight[0], torch.tensor([1, 1 / 3, 1 / 3, 1 / 3]))
+    assert torch.allclose(weight[1], torch.full((4,), 0.25))
