@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.fitting.method import MetaLearned, Method, PerSample, row_names, shared_names
+from pipeline.fitting.lanes import RETRY_FACTOR
+from pipeline.fitting.method import (
+    MetaLearned,
+    Method,
+    PerSample,
+    Phase,
+    row_names,
+    shared_names,
+)
 from pipeline.fitting.paths import NUMERICS
 from schemas.store import FieldSpec
 
@@ -32,7 +42,12 @@ def describe(
         layers=method.field.layers,
         coords=method.field.coords,
         output=method.field.output,
-        init={"start": start, "seed": seed, "strategy": type(method).__name__},
+        init={
+            "start": start,
+            "seed": seed,
+            "strategy": type(method).__name__,
+            "fit": [describe_phase(phase) for phase in method.fit],
+        },
         groups={"rows": row_names(method), "shared": shared_names(method)},
         dataset_fingerprint=dataset_fingerprint,
         versions={
@@ -43,3 +58,25 @@ def describe(
             **(versions or {}),
         },
     )
+
+
+def describe_phase(phase: Phase) -> dict[str, Any]:
+    """How a phase moves rows: steps, optimizers and rates by the parameters they move, target."""
+    target = phase.target
+    return {
+        "steps": phase.steps,
+        "optimizers": [
+            {prefix: _plain(optimizer) for prefix, optimizer in update.groups.items()}
+            for update in phase.updates
+        ],
+        "target": None if target is None else target.describe(target.value),
+        "retry_rate": RETRY_FACTOR,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as its name and fields."""
+    if not is_dataclass(value):
+        return list(value) if isinstance(value, tuple) else value
+    held = {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    return {"kind": type(value).__name__.lower(), **held}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.draw import Draw
 from pipeline.fields.bind import Bound, Tensors, bind
+from pipeline.fitting.compiled import compiled_step
 from pipeline.fitting.cuda.graphs import Graphed
 from pipeline.fitting.method import Descend, Method, Phase, group_of, row_names
 from pipeline.fitting.optimizers import Optimizer
@@ -225,12 +226,3 @@ def parts_of(batch: Batch, parts: int) -> list[tuple[Batch, Float[Tensor, "n"] |
         some = replace(whole, **some)
         cut.append((Batch(**{name: some}), some.weight.sum(1) / sum_))
     return cut
-
-
-def compiled_step(step: Callable) -> Callable:
-    """A step compiled by Inductor, once for each shape class and lane count.
-
-    Falling back to eager code unnoticed would change bits, so it is an error (`fullgraph`).
-    """
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
-    return torch.compile(step, dynamic=False, fullgraph=True)
