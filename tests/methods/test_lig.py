@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks.acceptance import acceptance
 from pipeline import methods
 from pipeline.fields import nodes, tables
 from pipeline.fields.bind import bind
@@ -12,6 +13,16 @@ from schemas.samples import FormSpec
 from tests.fitting.tables import box_table
 
 SETTINGS = {"resolution": 8, "capacity": 700, "code": 6, "width": 2, "fit_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return acceptance("lig").run(0)
+
+
+@pytest.mark.slow
+def test_parts_of_other_scenes_tell_the_sides_of_unseen_ones(figures):
+    acceptance("lig").check(figures)
 
 
 def with_normals(table):
