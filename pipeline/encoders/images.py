@@ -69,4 +69,4 @@ class ImageEncoder(nn.Module):
         return x.mean((2, 3))
 
     def describe(self, prefix: str) -> dict[str, Any]:
-        return {"kind": "resnet-18", "trunk": prefix, "mean": MEAN, "std": STD}
+        return {"kind": "resnet-18", "trunk": prefix, "mean": list(MEAN), "std": list(STD)}

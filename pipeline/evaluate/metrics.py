@@ -161,6 +161,7 @@ def measure(
     `samples` are the same rows as loaded for fitting; they tell the device.
     """
     device, field = samples.device, method.field
+    field.model.eval()  # a model fresh from `build` would take statistics of these points
     shared = {name: value.to(device) for name, value in shared.items()}
 
     def read(row: int, coords: Tensor) -> Quantities:

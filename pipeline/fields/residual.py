@@ -139,7 +139,7 @@ class LocalField(nn.Module):
             {
                 "kind": "features",
                 "parts": [g.describe(n) for n, g in grids.items() if g is not None],
-                "axes": AXES,
+                "axes": [list(axes) for axes in AXES],
                 "centers": "(2 i + 1) / resolution - 1",
                 "interpolation": "linear, summed over parts",
             },

@@ -47,8 +47,13 @@ def configure(name: str, preset: str = "default", settings: dict[str, Any] | Non
 
 
 def build(name: str, config: Schema, form: FormSpec) -> Method:
-    """A method for a prepared dataset; refuses a kind of data it cannot use."""
-    return load(name).build(config, form)
+    """A method for a prepared dataset; refuses a kind of data it cannot use.
+
+    Its model is in evaluation mode: only training takes statistics of batches and drops units.
+    """
+    method = load(name).build(config, form)
+    method.model.eval()
+    return method
 
 
 def method_from_spec(spec: FieldSpec) -> Method:

@@ -36,7 +36,7 @@ def method_for(run: Run, form: FormSpec) -> Any:
     from pipeline.samples import require
 
     config = methods.configure(run.method.name, run.method.preset, run.method.settings())
-    method = methods.load(run.method.name).build(config, form)
+    method = methods.build(run.method.name, config, form)
     for size in sizes_of(method):
         try:
             require(form, size)

@@ -13,7 +13,9 @@ from schemas.store import FieldSpec
 
 FORMS = {
     "images": FormSpec(kind="images", channels=3, dims=2),
-    "shapes": FormSpec(kind="shapes", dims=3, signed=True, normals=True, voxels=64),
+    "shapes": FormSpec(
+        kind="shapes", dims=3, signed=True, normals=True, voxels=64, views=4, view_size=64
+    ),
     "points": FormSpec(kind="points", dims=3, normals=True),
 }
 CASES = [

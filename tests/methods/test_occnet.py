@@ -12,6 +12,7 @@ from benchmarks.acceptance import acceptance
 from benchmarks.acceptance._shapes import held_out_iou
 from benchmarks.acceptance._solids import one_box, table
 from pipeline import methods
+from pipeline.evaluate.metrics import measure
 from pipeline.fitting import fit_rows, start_shared, train
 from pipeline.fitting.optimizers import Sgd
 from pipeline.samples import load_samples
@@ -61,6 +62,24 @@ def test_training_moves_the_running_statistics_and_fits_leave_them():
     fitted = fit_rows(method, trained, samples, seed=0)
     assert all(torch.equal(before[n], trained[n]) for n in trained)
     assert fitted.rows.keys() == {"code.value"}
+
+
+def test_a_method_fresh_from_build_measures_as_the_one_that_fitted():
+    """Stages build anew on every worker: it must not take the statistics of what it is asked."""
+    shapes = boxes(12)
+    samples = load_samples(shapes, "shapes")
+    method = build(samples.form, **SMALL)
+    trained = train(method, samples, seed=0).shared
+    rows = fit_rows(method, trained, samples, seed=0).rows
+    before = {n: v.clone() for n, v in trained.items()}
+    fresh = build(samples.form, **SMALL)
+    ours, theirs = (measure("shapes", m, trained, rows, samples, shapes) for m in (method, fresh))
+    fresh.model.train()
+    again = measure("shapes", fresh, trained, rows, samples, shapes)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+        np.testing.assert_array_equal(ours[name], again[name])
+    assert all(torch.equal(before[n], trained[n]) for n in trained)
 
 
 def descending(form):
