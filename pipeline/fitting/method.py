@@ -79,8 +79,9 @@ class Inner:
     size: Size
     learned: Literal["none", "tensor", "parameter"] = "none"
     """Learned rates: one a tensor and step, or one a parameter and step (MetaSDF)."""
-    order: Literal[1, 2] = 2
-    """2 differentiates through the steps in training; 1 takes the last gradient as it is."""
+    order: Literal[0, 1, 2] = 2
+    """2 differentiates through the steps in training; 1 takes the last gradient as it is; 0 moves
+    the start to where the steps end (Reptile, Nichol et al. 2018), whatever the outer loss."""
 
 
 @dataclass(frozen=True)

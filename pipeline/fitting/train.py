@@ -297,6 +297,8 @@ class _Training:
         match method:
             case MetaLearned():
                 inside = Draw.of(samples.keys[index], seed=self.seed, stage="inner").at(draw.step)
+                if method.inner.order == 0:
+                    return _reptile(method, shared, rows, samples, index, inside)
                 rows, _ = adapt(method, shared, rows, samples, index, inside, graph=True)
             case Encoded():
                 context = samples.draw(index, "context", method.size, draw)
@@ -415,6 +417,23 @@ class _Training:
             slot.moments = [
                 tensors[f"row_moment/{i}/{j}"][own].clone() for j in range(len(slot.moments))
             ]
+
+
+def _reptile(
+    method: MetaLearned,
+    shared: Tensors,
+    rows: Tensors,
+    samples: Samples,
+    index: Int[Tensor, "b"],
+    draw: Draw,
+) -> dict[str, Tensor]:
+    """Half the squared way of the inner steps, whose gradient is start minus end; and the loss at
+    the last step, which has none."""
+    if method.inner.learned != "none":
+        raise ValueError("inner steps of order 0 (Reptile) learn no rates; set learned to 'none'")
+    ends, loss = adapt(method, shared, rows, samples, index, draw, graph=False)
+    ways = [(rows[name] - ends[name]).flatten(1).square().sum(1) / 2 for name in ends]
+    return {"way": torch.stack(ways).sum(0), "last": loss}
 
 
 def _slots(tensors: Tensors, updates: tuple[Descend, ...], frozen: set[str]) -> list[_Slot]:

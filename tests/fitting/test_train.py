@@ -27,7 +27,7 @@ from pipeline.fitting.method import (
     MetaLearned,
     Phase,
 )
-from pipeline.fitting.optimizers import Adam
+from pipeline.fitting.optimizers import Adam, Sgd
 from pipeline.objectives.photometric import color_mse
 from pipeline.samples import Size, load_samples
 from tests.fitting.tables import box_table, picture_table
@@ -223,6 +223,27 @@ def test_meta_learning_finds_a_start_from_which_few_steps_suffice(order, learned
     alone = fit_rows(method, trained.shared, one, seed=0)
     fitted = fit_rows(method, trained.shared, new, seed=0, lanes=4)
     assert all(torch.equal(alone.rows[n][0], fitted.rows[n][3]) for n in fitted.rows)
+
+
+def test_reptile_moves_the_start_to_where_the_inner_steps_end():
+    """With a rate of 1 and one sample, all the way; with several, to the mean of their ends."""
+    samples = load_samples(tint_table(4), "images")
+    model = MLP(2, sine_layers(2, 16, 1, 3))
+    inner = Inner(pixel_loss, steps=3, rate=3e-2, size=Size(), order=0)
+    for count in (1, 4):
+        outer = Phase(1, Size(), (Descend(pixel_loss, {"start.": Sgd(1.0)}),), batch=count)
+        some = load_samples(tint_table(4).slice(0, count), "images")
+        method = MetaLearned(field(samples, model), ("layers.",), inner, train=(outer,))
+        trained = train(method, some, seed=0)
+        ends = fit_rows(method, start_shared(method, 0), some, seed=0).rows
+        for name, value in ends.items():
+            torch.testing.assert_close(
+                trained.shared[f"start.{name}"], value.mean(0), rtol=0, atol=1e-5
+            )
+        assert trained.log[0]["way"] > 0
+    learned = replace(method, inner=replace(inner, learned="tensor"))
+    with pytest.raises(ValueError, match=r"order 0 \(Reptile\) learn no rates"):
+        train(learned, some, seed=0)
 
 
 class Coded(nn.Module):
