@@ -1,0 +1,47 @@
+"""The verbs probe and segment: what can be read off a finished store, as a table."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TypeVar
+
+from jobs import text
+from jobs.config import load_run
+from jobs.downstream import ensure_source, load_job, work
+from jobs.units import stopping
+from schemas.probing import ProbeJob, SegmentJob
+
+AnyJob = TypeVar("AnyJob", ProbeJob, SegmentJob)
+
+
+def do_probe(arguments: argparse.Namespace) -> int:
+    job = _with_prepared(load_job(arguments.run_file, arguments.overrides, ProbeJob))
+    with stopping() as stop:
+        ensure_source(job, stop)
+        from pipeline.downstream.probe import HEADER, open_probe, report_lines, run_probe
+
+        pupil = open_probe(job)
+        text.say(
+            f"{job.name}: {', '.join(pupil.classifiers)} on {len(pupil.known)} rows of "
+            f"{pupil.selection.source.spec.name} {list(pupil.selection.source.spec.shape)}, "
+            f"{len(pupil.selection.classes)} classes, {len(pupil.tests)} test rows"
+        )
+        report = work(job, run_probe, stop)
+    text.say(text.table(list(report_lines(report)), header=HEADER))
+    text.say(f"always the largest class: {report['majority']:.3f}")
+    _finish(report, f"{job.store.url.rstrip('/')}/probe.json")
+    return 0
+
+
+def _with_prepared(job: AnyJob) -> AnyJob:
+    """The job with the prepared dataset of the run that makes its source."""
+    if job.prepared is not None or job.source.run is None:
+        return job
+    location = load_run(job.source.run).prepared_location
+    return job.model_copy(update={"prepared": location})
+
+
+def _finish(report: dict, place: str) -> None:
+    for note in report["notes"]:
+        text.warn(f"note: {note}")
+    text.say(f"report: {place}")

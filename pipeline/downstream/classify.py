@@ -1,0 +1,198 @@
+"""Small classifiers of vectors, and retrieval: ridge regression, nearest neighbors, a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.downstream.latents import nearest
+
+Scores = Callable[[Float[Tensor, "m *shape"]], Float[Tensor, "m k"]]
+"""A trained classifier: the greatest score is its answer."""
+PENALTIES = tuple(10.0**e for e in range(-6, 4))
+"""Ridge penalties that are tried, as shares of the mean eigenvalue."""
+SMOOTHING = 0.05
+"""Label smoothing of networks."""
+
+
+def standardizer(
+    known: Float[Tensor, "n d"],
+) -> Callable[[Float[Tensor, "m d"]], Float[Tensor, "m d"]]:
+    """Zero mean and unit deviation of each entry of the rows learned from.
+
+    Entries that hardly vary are divided by a hundredth of the whole's deviation at least.
+    """
+    mean = known.mean(0)
+    deviation = (known - mean).square().mean(0).sqrt()
+    floor = 0.01 * deviation.square().mean().sqrt() + 1e-12
+    return lambda x: (x - mean) / deviation.clamp(min=floor)
+
+
+def ridge(known: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int) -> Scores:
+    """Ridge regression to the classes; its penalty is the best of `PENALTIES` when each row is left
+    out in turn (in closed form)."""
+    x = known.double()
+    mean = x.mean(0)
+    x = x - mean
+    wanted = F.one_hot(labels, classes).double()
+    wanted = wanted - wanted.mean(0)
+    if len(x) <= x.shape[1]:
+        values, u = torch.linalg.eigh(x @ x.T)
+    else:
+        values, v = torch.linalg.eigh(x.T @ x)
+        u = x @ v / values.clamp(min=1e-30).sqrt()
+    real = values > values.max() * 1e-12
+    values, u = values[real], u[:, real]
+    inside = u.T @ wanted
+    best: tuple[float, float, float] | None = None
+    for share in PENALTIES:
+        penalty = float(share * values.mean())
+        kept = values / (values + penalty)
+        fitted = u @ (kept[:, None] * inside)
+        own = (u.square() @ kept + 1 / len(x)).clamp(max=1 - 1e-9)
+        left_out = wanted - (wanted - fitted) / (1 - own)[:, None]
+        right = float((left_out.argmax(1) == labels).double().mean())
+        found = (right, -float((wanted - left_out).square().mean()), penalty)
+        best = found if best is None or found > best else best
+    assert best is not None
+    weight = x.T @ (u @ (inside / (values + best[2])[:, None]))
+    prior = F.one_hot(labels, classes).double().mean(0)
+    return lambda rows: ((rows.double() - mean) @ weight + prior).float()
+
+
+def neighbors(
+    known: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int, count: int
+) -> Scores:
+    """Votes of the `count` nearest rows; the nearer decides between equals."""
+
+    def scores(rows: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        _, places = nearest(rows, known, min(count, len(known)))
+        votes = F.one_hot(labels[places], classes).float()
+        nearer = 1 - 1e-3 * torch.arange(places.shape[1]) / places.shape[1]
+        return (votes * nearer[:, None]).sum(1)
+
+    return scores
+
+
+def perceptron(inputs: int, width: int, outputs: int, *, dropout: float = 0.2) -> nn.Module:
+    """Two hidden layers."""
+    return nn.Sequential(
+        nn.Linear(inputs, width), nn.LayerNorm(width), nn.SiLU(), nn.Dropout(dropout),
+        nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout),
+        nn.Linear(width, outputs),
+    )  # fmt: skip
+
+
+class PointNetwork(nn.Module):
+    """Layers on each point, the maximum over points, layers on that (PointNet, Qi et al. 2017)."""
+
+    def __init__(self, classes: int, width: int = 64):
+        super().__init__()
+        self.each = nn.Sequential(
+            nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 2 * width), nn.ReLU(),
+            nn.Linear(2 * width, 4 * width),
+        )  # fmt: skip
+        self.whole = nn.Sequential(
+            nn.Linear(4 * width, 2 * width), nn.ReLU(), nn.Dropout(0.2),
+            nn.Linear(2 * width, classes),
+        )  # fmt: skip
+
+    def forward(self, points: Float[Tensor, "n p 3"]) -> Float[Tensor, "n k"]:
+        return self.whole(self.each(points).amax(1))
+
+
+def learn(
+    model: nn.Module,
+    loss: Callable[[Int[Tensor, "b"]], Float[Tensor, ""]],
+    rows: int,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Descends `loss` of seeded batches by AdamW; the model is in evaluation mode afterwards."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+    warm = max(steps // 20, 1)
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    model.train()
+    for index in _batches(rows, batch, steps, seed):
+        optimizer.zero_grad()
+        loss(index).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _batches(rows: int, batch: int, steps: int, seed: int) -> Iterator[Int[Tensor, "b"]]:
+    """Epoch after epoch in seeded orders."""
+    random = torch.Generator().manual_seed(seed)
+    order = torch.zeros(0, dtype=torch.int64)
+    for _ in range(steps):
+        while len(order) < min(batch, rows):
+            order = torch.cat([order, torch.randperm(rows, generator=random)])
+        yield order[: min(batch, rows)]
+        order = order[min(batch, rows) :]
+
+
+def train_network(
+    make: Callable[[], nn.Module],
+    known: Float[Tensor, "n *shape"],
+    labels: Int[Tensor, "n"],
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    weight_decay: float,
+    seed: int = 0,
+    change: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Scores:
+    """A network trained to the classes; `change` augments a batch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+
+        def loss(index: Int[Tensor, "b"]) -> Float[Tensor, ""]:
+            scores = model(change(known[index]))
+            return F.cross_entropy(scores, labels[index], label_smoothing=SMOOTHING)
+
+        learn(model, loss, len(known), steps=steps, batch=batch, rate=rate,
+              weight_decay=weight_decay, seed=seed)  # fmt: skip
+
+    @torch.no_grad()
+    def scores(rows: Float[Tensor, "m *shape"]) -> Float[Tensor, "m k"]:
+        return torch.cat([model(part) for part in rows.split(512)])
+
+    return scores
+
+
+def accuracy(scores: Float[Tensor, "m k"], labels: Int[Tensor, "m"]) -> float:
+    return float((scores.argmax(1) == labels).double().mean())
+
+
+def mean_average_precision(
+    rows: Float[Tensor, "m d"],
+    labels: Int[Tensor, "m"],
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int[Tensor, "n"],
+    count: int,
+) -> float:
+    """mAP@k: each row retrieves its `count` nearest of the gallery; of those of its class the
+    precision up to their place is summed, and divided by how many there could have been."""
+    count = min(count, len(gallery))
+    _, places = nearest(rows, gallery, count)
+    right = (gallery_labels[places] == labels[:, None]).double()
+    precision = right.cumsum(1) / torch.arange(1, count + 1)
+    possible = (gallery_labels[None] == labels[:, None]).sum(1).clamp(max=count)
+    return float(((precision * right).sum(1) / possible.clamp(min=1)).mean())
