@@ -120,7 +120,7 @@ def line(name: str, entry: dict) -> str:
         entry["claim"],
         f"{seconds:.0f}",
     ]
-    return "| " + " | ".join(cells) + " |\n"
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 if __name__ == "__main__":
