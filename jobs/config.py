@@ -230,7 +230,12 @@ def _method_problems(tree: Tree, method: Any, kind: Any) -> list[str]:
         hint = nearest(key, fields, ("method",))
         problems.append(f"{tree.place(('method', key))}: method.{key}: unknown key '{key}'{hint}")
     preset = method.get("preset", "default")
-    if preset in ("default", "paper"):
+    if isinstance(preset, str):
+        presets = module.Config.presets()
+        where = tree.place(("method", "preset")) if "preset" in method else at
+        if preset not in presets:
+            names = " or ".join(f"'{each}'" for each in presets)
+            return [*problems, f"{where}: method.preset: must be {names}, not '{preset}'"]
         try:
             methods.configure(name, preset, own)
         except ValidationError as error:

@@ -216,7 +216,8 @@ class MethodChoice(Schema):
     model_config = ConfigDict(extra="allow")
 
     name: str
-    preset: Literal["default", "paper"] = "default"
+    preset: str = "default"
+    """One of the method's own: every method has "default" and "paper"."""
     shared_from: Location | None = None
     """A finished store whose shared parameters (decoder) are used instead of training."""
 
