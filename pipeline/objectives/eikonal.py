@@ -28,6 +28,28 @@ def normal_error(
     return weighted_mean(_length(slope - normals), weight)
 
 
+def absolute_eikonal(
+    slope: Float[Tensor, "n p d"], weight: Float[Tensor, "n p"]
+) -> Float[Tensor, "n"]:
+    """mean | |grad f| - 1 | (SIREN eq. 6)."""
+    return weighted_mean((_length(slope) - 1).abs(), weight)
+
+
+def normal_cosine_error(
+    slope: Float[Tensor, "n p d"], normals: Float[Tensor, "n p d"], weight: Float[Tensor, "n p"]
+) -> Float[Tensor, "n"]:
+    """mean of 1 - cos(grad f, normal) at points of the surface (SIREN eq. 6)."""
+    length = _length(slope) * _length(normals)
+    return weighted_mean(1 - (slope * normals).sum(-1) / length.clamp(min=1e-8), weight)
+
+
+def zeros_away(
+    value: Float[Tensor, "n p"], weight: Float[Tensor, "n p"], sharpness: float
+) -> Float[Tensor, "n"]:
+    """mean exp(-sharpness |f|) off the surface, where no zeros should be (SIREN eq. 6)."""
+    return weighted_mean((-sharpness * value.abs()).exp(), weight)
+
+
 def off_surface(
     points: Points, draw: Draw, *, sigma: float | None, share: float, box: float
 ) -> tuple[Float[Tensor, "n q 3"], Float[Tensor, "n q"]]:
