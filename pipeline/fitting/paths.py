@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.fitting.method import Method, PerSample
+from pipeline.fitting.method import MetaLearned, Method, PerSample
 from pipeline.samples import ALL
 
 NUMERICS = 2
@@ -49,10 +49,13 @@ def default_lanes(
 ) -> int:
     """Lanes that suit a device: small batches that stay in cache on CPUs, wide ones on GPUs.
 
-    `points` is what one step sees of a sample; of the first phase's size when absent.
+    `points` is what one step sees of a sample; absent: of the first phase's size, or of the inner
+    steps'.
     """
     if points is None:
         size = method.fit[0].size if method.fit else None
+        if size is None and isinstance(method, MetaLearned):
+            size = method.inner.size
         counts = [] if size is None else [size.pixels, size.near, size.uniform, size.surface]
         points = sum(c for c in counts if c != ALL) or 1024
     if torch.device(device).type == "cpu":
