@@ -48,6 +48,10 @@ class Config(Schema):
     """An image is done at this PSNR (dB, of the pixels seen); absent: all steps are taken."""
     start: Literal["own", "common"] = "own"
     """Every image starts from weights of its own, or all from the same."""
+    readout: Literal["drawn", "solved"] = "drawn"
+    """How the output layer starts: drawn as the others, or solved by least squares for each image's
+    pixels. That pays from learned hidden layers (`start: common`, `shared_from`), and with few
+    layers (`benchmarks/results/engine.md`)."""
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
@@ -64,6 +68,7 @@ def build(config: Config, form: FormSpec) -> Method:
     from pipeline.fields.sine import sine_layers
     from pipeline.fitting.method import Descend, Field, PerSample, Phase, Target
     from pipeline.fitting.optimizers import Adam
+    from pipeline.fitting.readout import SolvedReadout
     from pipeline.fitting.schedules import Constant, Cosine
     from pipeline.objectives.photometric import ColorError, mse_of_psnr
     from pipeline.samples import ALL, Size
@@ -93,6 +98,7 @@ def build(config: Config, form: FormSpec) -> Method:
         steps=config.steps,
         size=Size(pixels=ALL, most=4096) if config.pixels is None else Size(pixels=config.pixels),
         updates=(Descend(ColorError(), {"": Adam(rate, betas=(config.momentum, 0.999))}),),
+        enter=SolvedReadout(ColorError()) if config.readout == "solved" else None,
         target=target,
     )
     field = Field(

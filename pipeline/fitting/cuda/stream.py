@@ -12,7 +12,7 @@ from pipeline.fitting.cuda.layout import Layout, modes_of
 from pipeline.fitting.cuda.run import Loop, Mode
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Method
-from pipeline.fitting.starts import starts_of
+from pipeline.fitting.starts import entered, starts_of
 from pipeline.fitting.units import Unit
 
 
@@ -31,7 +31,9 @@ def fit_by_kernel(
         while (unit := pull()) is not None:
 
             def starts(index: torch.Tensor, unit: Unit = unit) -> Tensors:
-                return starts_of(method, shared, unit.samples, index, unit.seed)[0]
+                of = method, shared, unit.samples, index
+                rows, _ = starts_of(*of, unit.seed)
+                return entered(*of, method.fit[0], rows, unit.seed, 0)[0]
 
             kept = {i: o.rows for i, o in enumerate(unit.outcomes) if o is not None}
             whole: Tensors = {}

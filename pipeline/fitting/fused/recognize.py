@@ -10,6 +10,7 @@ from pipeline.fields.activations import Identity, Relu, Sine
 from pipeline.fields.mlp import MLP
 from pipeline.fitting.method import Method, PerSample, Phase, row_names, shared_names
 from pipeline.fitting.optimizers import Adam
+from pipeline.fitting.readout import SolvedReadout
 from pipeline.objectives.distance import DistanceError
 from pipeline.objectives.photometric import ColorError
 
@@ -39,8 +40,10 @@ def recognize(method: Method) -> Recognized | str:
     if len(method.fit) != 1:
         return f"{len(method.fit)} phases"
     (phase,) = method.fit
-    if len(phase.updates) != 1 or phase.edits or phase.enter is not None:
-        return "several updates, edits or an entry"
+    if len(phase.updates) != 1 or phase.edits:
+        return "several updates or edits"
+    if phase.enter is not None and not isinstance(phase.enter, SolvedReadout):
+        return "an entry other than a solved output layer"
     (update,) = phase.updates
     optimizer, loss = update.groups.get(""), update.loss
     plain_adam = isinstance(optimizer, Adam) and optimizer.clip is None
