@@ -33,6 +33,23 @@ def do_probe(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def do_segment(arguments: argparse.Namespace) -> int:
+    job = _with_prepared(load_job(arguments.run_file, arguments.overrides, SegmentJob))
+    with stopping() as stop:
+        ensure_source(job, stop)
+        from pipeline.downstream.segment import HEADER, open_segment, report_lines, run_segment
+
+        task = open_segment(job)
+        text.say(
+            f"{job.name}: {len(task.classes)} classes ({', '.join(task.classes)}) from "
+            f"{len(task.known)} labeled samples, measured on {len(task.tests)} others"
+        )
+        report = work(job, run_segment, stop)
+    text.say(text.table(list(report_lines(report)), header=HEADER))
+    _finish(report, f"{job.store.url.rstrip('/')}/segment.json")
+    return 0
+
+
 def _with_prepared(job: AnyJob) -> AnyJob:
     """The job with the prepared dataset of the run that makes its source."""
     if job.prepared is not None or job.source.run is None:

@@ -20,17 +20,21 @@ SMOOTHING = 0.05
 """Label smoothing of networks."""
 
 
-def standardizer(
-    known: Float[Tensor, "n d"],
-) -> Callable[[Float[Tensor, "m d"]], Float[Tensor, "m d"]]:
-    """Zero mean and unit deviation of each entry of the rows learned from.
-
-    Entries that hardly vary are divided by a hundredth of the whole's deviation at least.
-    """
+def moments(known: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+    """Mean and deviation of each entry; those that hardly vary get a hundredth of the whole's
+    deviation, so that dividing by it does not raise noise."""
     mean = known.mean(0)
     deviation = (known - mean).square().mean(0).sqrt()
     floor = 0.01 * deviation.square().mean().sqrt() + 1e-12
-    return lambda x: (x - mean) / deviation.clamp(min=floor)
+    return mean, deviation.clamp(min=floor)
+
+
+def standardizer(
+    known: Float[Tensor, "n d"],
+) -> Callable[[Float[Tensor, "m d"]], Float[Tensor, "m d"]]:
+    """Zero mean and unit deviation of each entry of the rows learned from."""
+    mean, deviation = moments(known)
+    return lambda x: (x - mean) / deviation
 
 
 def ridge(known: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int) -> Scores:

@@ -1,0 +1,79 @@
+"""What the last hidden layer of a field computes at coordinates: features of every point."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pipeline.evaluate.opened import OpenedStore
+from pipeline.fields.bind import Bound, bind
+from pipeline.fitting.method import Method
+from pipeline.fitting.rows import bindable, start_shared
+
+CHUNK = 2**13
+
+
+def last_layer(method: Method) -> str:
+    """Name of the module of the last linear layer, by the layer table of the field."""
+    for layer in reversed(method.field.layers):
+        name = layer.get("weight")
+        if layer.get("kind") == "linear" and isinstance(name, str):
+            return name.rpartition(".")[0]
+    kinds = sorted({str(layer.get("kind")) for layer in method.field.layers})
+    raise ValueError(
+        f"fields of '{method.field.method}' have no linear layer at their end, only "
+        f"{', '.join(kinds)}: there are no features to read"
+    )
+
+
+def features(
+    method: Method, bound: Bound, coords: Float[Tensor, "n p d"]
+) -> Float[Tensor, "n p f"]:
+    """What the last linear layer gets at coordinates: the activations of the last hidden layer."""
+    seen: list[Tensor] = []
+
+    def keep(module: object, inputs: tuple[Tensor, ...]) -> None:
+        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in inputs))
+        seen.append(torch.cat([part.expand(*shape, part.shape[-1]) for part in inputs], -1))
+
+    layer = method.field.model.get_submodule(last_layer(method))
+    handle = layer.register_forward_pre_hook(keep)
+    try:
+        with torch.no_grad():
+            method.field.read(bound, coords)
+    finally:
+        handle.remove()
+    if len(seen) != 1 or seen[0].shape[:2] != coords.shape[:2]:
+        shapes = ", ".join(str(list(part.shape)) for part in seen) or "nothing"
+        raise ValueError(
+            f"the last layer of '{method.field.method}' saw {shapes} for coordinates "
+            f"{list(coords.shape)}: its features do not belong to single points"
+        )
+    return seen[0]
+
+
+def row_features(
+    opened: OpenedStore, row: int, coords: Float[Tensor, "p d"]
+) -> Float[Tensor, "p f"]:
+    """Features of one row of a store."""
+    bound = opened.bound(row)
+    return torch.cat([features(opened.method, bound, x[None])[0] for x in coords.split(CHUNK)])
+
+
+def untrained_features(
+    opened: OpenedStore, row: int, coords: Float[Tensor, "p d"], seed: int
+) -> Float[Tensor, "p f"]:
+    """The same of a field whose shared network is as it starts: what training brought is gone."""
+    shared = start_shared(opened.method, seed, opened.device)
+    tensors = bindable(opened.method, shared, opened.row_tensors(row))
+    bound = bind(opened.method.field.model, tensors)
+    return torch.cat([features(opened.method, bound, x[None])[0] for x in coords.split(CHUNK)])
+
+
+def row_latent(opened: OpenedStore, row: int) -> Float[Tensor, "z"]:
+    """All latents of a row in one vector; empty where it has none."""
+    names = [spec.name for spec in opened.plan.arrays if spec.name.startswith("latents/")
+             and spec.dtype.startswith("float")]  # fmt: skip
+    parts = [torch.from_numpy(opened.reader.array(name, [row])[0]).flatten() for name in names]
+    return torch.cat(parts).float() if parts else torch.zeros(0)
