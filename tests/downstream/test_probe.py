@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.downstream.alignment import align
 from pipeline.downstream.classify import (
     accuracy,
     mean_average_precision,
@@ -195,3 +196,15 @@ def test_run_files_are_refused_with_a_way_out():
         job_of("a.zarr", "b", resources={"workers": 4})
     with pytest.raises(ValueError, match="names twice"):
         job_of("a.zarr", "b", classifiers=["knn", "knn"])
+
+
+def test_alignment_undoes_other_orders_and_signs():
+    _, chain = small_chain()
+    random = torch.Generator().manual_seed(0)
+    reference = torch.randn(chain.size, generator=random)
+    rows = reference + 0.05 * torch.randn(6, chain.size, generator=random)
+    other = chain.turn(rows, chain.random_signs(6, random))
+    other = chain.reorder(other, chain.random_orders(6, random))
+    assert (other - rows).abs().mean() > 0.5
+    assert (align(chain, other, reference) - rows).abs().max() < 1e-6
+    assert torch.equal(align(chain, rows, reference), rows)
