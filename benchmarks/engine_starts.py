@@ -34,7 +34,8 @@ from pipeline.fitting.readout import hidden_features, inverse_products  # noqa: 
 from pipeline.samples import load_samples  # noqa: E402
 from schemas.store import RowStatus  # noqa: E402
 
-OTHERS = ("camera", "cat", "brick", "grass", "gravel", "coins", "moon", "hubble_deep_field")
+OTHERS = ("camera", "brick", "grass", "gravel", "coins", "moon", "hubble_deep_field")
+# Not "cat", which is "chelsea" by another name.
 OTHERS += ("colorwheel", "page", "text", "retina", "microaneurysms", "cell")
 FINER = 2.0
 """The first layer's weights begin so many times larger: solved for, slow waves alone would fit most
