@@ -32,7 +32,7 @@ from pipeline import methods  # noqa: E402
 from pipeline.fitting import choose_path, fit_rows, train  # noqa: E402
 from pipeline.samples import load_samples  # noqa: E402
 
-DEEPSDF = {"code": 16, "width": 64, "train_steps": 500, "batch": 32, "fit_steps": 200}
+DEEPSDF = {"code": 16, "width": 64, "train_steps": 1500, "batch": 32, "fit_steps": 200}
 
 
 def settings() -> dict[str, dict]:
