@@ -110,7 +110,7 @@ class Moments:
 
 
 def normalization_of(
-    parts: Iterable[Float[Tensor, "n *shape"]],
+    parts: Iterable[Float[Tensor, "_ *shape"]],
     shape: tuple[int, ...],
     how: str,
     components: int | None = None,
