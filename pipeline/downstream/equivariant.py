@@ -177,7 +177,7 @@ class WeightNetwork(nn.Module):
         channels: int = 24,
         depth: int = 3,
         frequencies: int = 8,
-        scale: float = 1.0,
+        scale: float = 0.3,
         dropout: float = 0.0,
     ):
         super().__init__()
