@@ -13,7 +13,7 @@ from tests.jobs.pictures import write_pictures, write_run
 
 @pytest.mark.slow
 def test_a_plain_network_reads_digits_off_weights_only_with_a_common_start():
-    """The fits are equally good in both; chance is 10 %."""
+    """Digits by `start`; chance is 10 %."""
     common = flat_accuracy(digit_weights(1500, 0, start="common"))
     own = flat_accuracy(digit_weights(1500, 0, start="own"))
     assert common >= 0.9
