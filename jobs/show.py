@@ -51,7 +51,7 @@ def describe_method(module: Any) -> dict[str, Any]:
     fields = module.Config.model_fields
     defaults = module.Config().model_dump(mode="json")
     return {
-        "summary": (module.__doc__ or "").strip().splitlines()[0],
+        "summary": " ".join((module.__doc__ or "").strip().split("\n\n")[0].split()),
         "paper": str(module.PAPER),
         "kinds": list(module.KINDS),
         "strategy": str(getattr(module, "STRATEGY", "")),
