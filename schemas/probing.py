@@ -24,12 +24,19 @@ class Steps(Schema):
     a cosine."""
     weight_decay: float = Field(1e-2, ge=0)
 
+    checkpoint_s: float = Field(60.0, gt=0)
+    """Seconds between checkpoints."""
+
     def learning_keys(self) -> dict[str, Any]:
-        return self.model_dump(mode="json")
+        return self.descent()
+
+    def descent(self) -> dict[str, Any]:
+        """What decides where training ends."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k != "checkpoint_s"}
 
 
 class _InMemory(Job):
-    """What jobs share that hold their rows in memory and train in one process."""
+    """What jobs share that hold their rows in memory."""
 
     train: Steps = Steps()
     test: tuple[Split, ...] = Field(("test", "val"), min_length=1)
@@ -37,15 +44,6 @@ class _InMemory(Job):
     prepared: Location | None = None
     """The prepared dataset of the store; absent: that of `source.run`, else NAME.prepared beside
     the store."""
-
-    @model_validator(mode="after")
-    def _one_process(self) -> _InMemory:
-        if self.resources.workers > 1:
-            raise ValueError(
-                f"resources.workers: {self.resources.workers} workers would do the same work over: "
-                "what is trained here is small; set 0 (this process) or 1 (on the cluster)"
-            )
-        return self
 
     def result_keys(self, source_hash: str) -> dict[str, Any]:
         """The keys that decide what is found; `source_hash` is that of the store read."""
@@ -71,6 +69,9 @@ class ProbeJob(_InMemory):
     """Units of the two hidden layers of `mlp`."""
     channels: int = Field(24, ge=1)
     """Channels of the three layers of `equivariant`."""
+    probes: int = Field(16, ge=0)
+    """Learned coordinates at which `equivariant` watches every unit (Kofinas et al. 2024); 0: it
+    reads weights alone (NFN)."""
     shuffles: int = Field(3, ge=1)
     """Times that labels are shuffled for the figure of chance: where classes are far apart, each
     falls to one answer as a whole, so one time says little."""

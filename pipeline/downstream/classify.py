@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.downstream.course import ALONE, Course
 from pipeline.downstream.latents import nearest
+from pipeline.draw import Draw
 
 Scores = Callable[[Float[Tensor, "m *shape"]], Float[Tensor, "m k"]]
 """A trained classifier: the greatest score is its answer."""
@@ -110,73 +111,39 @@ class PointNetwork(nn.Module):
         return self.whole(self.each(points).amax(1))
 
 
-def learn(
-    model: nn.Module,
-    loss: Callable[[Int[Tensor, "b"]], Float[Tensor, ""]],
-    rows: int,
-    *,
-    steps: int,
-    batch: int,
-    rate: float,
-    weight_decay: float = 0.0,
-    seed: int = 0,
-) -> None:
-    """Descends `loss` of seeded batches by AdamW; the model is in evaluation mode afterwards."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
-    warm = max(steps // 20, 1)
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * step / steps))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    model.train()
-    for index in _batches(rows, batch, steps, seed):
-        optimizer.zero_grad()
-        loss(index).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
-
-
-def _batches(rows: int, batch: int, steps: int, seed: int) -> Iterator[Int[Tensor, "b"]]:
-    """Epoch after epoch in seeded orders."""
-    random = torch.Generator().manual_seed(seed)
-    order = torch.zeros(0, dtype=torch.int64)
-    for _ in range(steps):
-        while len(order) < min(batch, rows):
-            order = torch.cat([order, torch.randperm(rows, generator=random)])
-        yield order[: min(batch, rows)]
-        order = order[min(batch, rows) :]
-
-
 def train_network(
     make: Callable[[], nn.Module],
     known: Float[Tensor, "n *shape"],
     labels: Int[Tensor, "n"],
     *,
-    steps: int,
-    batch: int,
-    rate: float,
-    weight_decay: float,
+    name: str = "network",
+    course: Course = ALONE,
+    change: Callable[[Tensor, Draw], Tensor] = lambda x, draw: x,
     seed: int = 0,
-    change: Callable[[Tensor], Tensor] = lambda x: x,
+    **learning: float,
 ) -> Scores:
-    """A network trained to the classes; `change` augments a batch."""
+    """A network trained to the classes.
+
+    Args:
+        name: Tells the trainings of a job apart (`Course.learn`).
+        change: Augments a batch; what is random in it comes from the draw.
+        learning: steps, batch, rate and weight_decay.
+    """
+    device = course.device
+    known, labels = known.to(device), labels.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make()
+        model = make().to(device)
 
-        def loss(index: Int[Tensor, "b"]) -> Float[Tensor, ""]:
-            scores = model(change(known[index]))
+        def loss(index: Int[Tensor, "b"], draw: Draw) -> Float[Tensor, ""]:
+            scores = model(change(known[index], draw))
             return F.cross_entropy(scores, labels[index], label_smoothing=SMOOTHING)
 
-        learn(model, loss, len(known), steps=steps, batch=batch, rate=rate,
-              weight_decay=weight_decay, seed=seed)  # fmt: skip
+        course.learn(model, loss, len(known), name=name, seed=seed, **learning)
 
     @torch.no_grad()
     def scores(rows: Float[Tensor, "m *shape"]) -> Float[Tensor, "m k"]:
-        return torch.cat([model(part) for part in rows.split(512)])
+        return torch.cat([model(part.to(device)).cpu() for part in rows.split(512)])
 
     return scores
 

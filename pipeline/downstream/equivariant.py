@@ -4,20 +4,48 @@ The layer is that of NFN's NP variant (Zhou et al. 2023, "Permutation Equivarian
 Functionals"; DWSNets, Navon et al. 2023, have the same maps): every weight sees itself, the means
 of its row and column and of those of the layers beside, the biases, and the means of all layers.
 Inputs and outputs of a network are no hidden units: learned encodings tell them apart.
+
+With probes, every unit is also told by what it gives at a few learned coordinates (Kofinas et al.
+2024, "Graph neural networks for learning equivariant representations of neural networks"): that
+says the same of weights that look different, but are the same function of sines.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipeline.draw import Draw
+from pipeline.fields.activations import (
+    Activation,
+    Identity,
+    LeakyClip,
+    LeakyRelu,
+    Relu,
+    Sigmoid,
+    Sine,
+    Softplus,
+    Tanh,
+)
+from pipeline.fields.linear import linear
 from schemas.store import FieldSpec
+
+ACTIVATIONS: tuple[type, ...] = (
+    Identity,
+    Relu,
+    LeakyRelu,
+    LeakyClip,
+    Softplus,
+    Tanh,
+    Sigmoid,
+    Sine,
+)
 
 Weights = tuple[list[Tensor], list[Tensor]]
 """Of each layer the weight [n, o, i, c] and the bias [n, o, c], with c channels."""
@@ -35,6 +63,25 @@ class Chain:
     odd: tuple[bool, ...]
     """Of each hidden layer, whether turning the sign of a unit's weights turns its output: sine."""
     size: int
+    activations: tuple[Activation, ...] = ()
+    """Of each layer, the last too; sines carry the factor of their layer. Empty: not known, and
+    units cannot be probed."""
+
+    def units(
+        self, rows: Float[Tensor, "n p"], coords: Float[Tensor, "q d"]
+    ) -> list[Float[Tensor, "n o q"]]:
+        """What the units of each layer give at coordinates."""
+        if not self.activations:
+            raise ValueError("the activations of these networks are not known; set probes=0")
+        weights, biases = self.split(rows)
+        hidden, found = coords.expand(len(rows), -1, -1), []
+        for weight, bias, activation in zip(weights, biases, self.activations):
+            hidden = linear(hidden, weight[..., 0], bias[..., 0])
+            if isinstance(activation, Sine):
+                hidden = hidden * activation.omega_0
+            hidden = activation(hidden)
+            found.append(hidden.transpose(1, 2))
+        return found
 
     def split(self, rows: Float[Tensor, "n p"]) -> Weights:
         """Flat rows as weights with one channel; views."""
@@ -84,6 +131,11 @@ class Chain:
         hidden = self.widths[1:-1]
         return [torch.randint(2, (count, w), generator=random) * 2.0 - 1 for w in hidden]
 
+    def drawn_signs(self, draw: Draw) -> list[Float[Tensor, "n h"]]:
+        """As `random_signs`, from the draw of the rows."""
+        hidden = self.widths[1:-1]
+        return [draw.integers(f"sign{k}", 2, w) * 2.0 - 1 for k, w in enumerate(hidden)]
+
 
 def chain_of(spec: FieldSpec, table: dict[str, Any], size: int) -> Chain:
     """The layers of a store's per-sample networks; ValueError where they are no plain chain."""
@@ -114,7 +166,21 @@ def chain_of(spec: FieldSpec, table: dict[str, Any], size: int) -> Chain:
         biases=tuple(int(table[layer["bias"]]["offset"]) for layer in found),
         odd=tuple(layer.get("activation") in ("sine", "sin", "tanh") for layer in found[:-1]),
         size=size,
+        activations=_activations(found),
     )
+
+
+def _activations(layers: Sequence[dict[str, Any]]) -> tuple[Activation, ...]:
+    """Those that layers describe; nothing where one is not known here."""
+    kinds = {kind.__name__.lower(): kind for kind in ACTIVATIONS}
+    made = []
+    for layer in layers:
+        kind = kinds.get(str(layer.get("activation", "identity")))
+        if kind is None or (kind is not Sine and layer.get("scale", 1.0) != 1.0):
+            return ()
+        keys = [field.name for field in fields(kind) if field.name in layer]
+        made.append(kind(**{key: layer[key] for key in keys}))
+    return tuple(made)
 
 
 class EquivariantLayer(nn.Module):
@@ -166,6 +232,7 @@ class WeightNetwork(nn.Module):
         statistics: Mean and deviation of each weight and bias as a whole, [2 layers, 2]: those of
             entries would tell units apart.
         frequencies: Random Fourier features of every scalar (NFN), besides itself.
+        probes: Learned coordinates at which units are watched; 0: weights alone (NFN).
     """
 
     def __init__(
@@ -179,9 +246,14 @@ class WeightNetwork(nn.Module):
         frequencies: int = 8,
         scale: float = 0.3,
         dropout: float = 0.0,
+        probes: int = 0,
     ):
         super().__init__()
         self.chain = chain
+        self.coords = nn.Parameter(torch.rand(probes, chain.widths[0]) * 2 - 1)
+        self.watch = nn.ModuleList(
+            nn.Linear(probes, channels) for _ in range(len(chain.weights) if probes else 0)
+        )
         layers = len(chain.weights)
         self.register_buffer("statistics", statistics)
         self.register_buffer("frequencies", torch.randn(frequencies) * scale)
@@ -216,6 +288,9 @@ class WeightNetwork(nn.Module):
         weights[0] = weights[0] + self.of_inputs
         weights[-1] = weights[-1] + self.of_outputs[:, None]
         biases[-1] = biases[-1] + self.of_outputs
+        if len(self.watch):
+            seen = self.chain.units(rows, self.coords)
+            biases = [b + watch(u) for b, watch, u in zip(biases, self.watch, seen)]
         for layer, norms in zip(self.layers, self.norms):
             moved, shifted = layer(weights, biases)
             act = nn.functional.silu

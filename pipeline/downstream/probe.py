@@ -23,10 +23,13 @@ from pipeline.downstream.classify import (
     train_network,
 )
 from pipeline.downstream.codes import finite_rows, refuse_unusable, selection_options
+from pipeline.downstream.course import ALONE, Course
 from pipeline.downstream.dataset import RowDataset
 from pipeline.downstream.equivariant import Chain, WeightNetwork, chain_of, layer_statistics
+from pipeline.downstream.lesson import JobFiles
 from pipeline.downstream.raw_data import prepared_beside, raw_data
 from pipeline.downstream.selection import Selection
+from pipeline.draw import Draw
 from pipeline.ingest.prepared import open_prepared
 from pipeline.storage import open_objects
 from pipeline.store import open_arrays, store_hash
@@ -151,20 +154,30 @@ def run_probe(
     told: Told = lambda line: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Measures what the job asks for and keeps it as JSON; a finished one is read."""
+    """Measures what the job asks for and keeps it as JSON; a finished one is read.
+
+    Networks are trained by all workers together, and from their checkpoints after a stop; the rest
+    is small, and each does it.
+    """
     pupil = open_probe(job)
     objects, identity = open_objects(job.store), job.result_identity(pupil.source_hash)
     if objects.size("probe.json") is not None:
         known = json.loads(objects.get("probe.json"))
         if known.get("identity") == identity:
             return known
-    report = {"identity": identity, **measure_probe(pupil, told)}
-    objects.put("probe.json", json.dumps(report, indent=1).encode())
-    objects.put("probe.txt", report_text(report).encode())
+    files = JobFiles(objects, identity)
+    course = Course(rank, world, device, files, stop, job.train.checkpoint_s)
+    report = {"identity": identity, **measure_probe(pupil, told, course)}
+    course.close()
+    if rank == 0:
+        objects.put("probe.txt", report_text(report).encode())
+        objects.put("probe.json", json.dumps(report, indent=1).encode())
     return report
 
 
-def measure_probe(pupil: Pupil, told: Told = lambda line: None) -> dict[str, Any]:
+def measure_probe(
+    pupil: Pupil, told: Told = lambda line: None, course: Course = ALONE
+) -> dict[str, Any]:
     """Accuracies of all classifiers on rows, on raw data, and with shuffled labels."""
     job, selection = pupil.job, pupil.selection
     labels, wanted = pupil.labels(pupil.known), pupil.labels(pupil.tests)
@@ -192,11 +205,11 @@ def measure_probe(pupil: Pupil, told: Told = lambda line: None) -> dict[str, Any
         table[name] = {"entries": rows.shape[1], f"mAP@{job.retrieved}": retrieved}
         readers = pupil.classifiers if rows is values else _raw_readers(pupil.classifiers)
         for reader in readers:
-            train = _trainer(pupil, reader, classes)
+            train = _trainer(pupil, reader, classes, f"{name} {reader}", course)
             table[name][reader] = _measured(train, known, labels, tests, wanted, job.shuffles)
             told(f"{name}: {reader}: {table[name][reader]['accuracy']:.3f}")
     if points is not None:
-        train = _trainer(pupil, POINTS, classes)
+        train = _trainer(pupil, POINTS, classes, POINTS, course)
         shown, asked = points[pupil.known], points[pupil.tests]
         found = _measured(train, shown, labels, asked, wanted, job.shuffles)
         table[f"raw: points, {points.shape[1]}"] = {"entries": points[0].numel(), POINTS: found}
@@ -223,7 +236,7 @@ def _raw_readers(asked: tuple[Reader, ...]) -> tuple[Reader, ...]:
 
 
 def _measured(
-    train: Callable[[Tensor, Tensor], Scores],
+    train: Callable[[Tensor, Tensor, str], Scores],
     known: Tensor,
     labels: Tensor,
     tests: Tensor,
@@ -232,12 +245,15 @@ def _measured(
 ) -> dict[str, float]:
     """Accuracy on test rows, the mean of the classes' own accuracies, and the mean accuracy after
     learning labels that were shuffled."""
-    scores = train(known, labels)(tests)
+    scores = train(known, labels, "")(tests)
     right = (scores.argmax(1) == wanted).double()
     each = [float(right[wanted == c].mean()) for c in wanted.unique()]
     random = torch.Generator().manual_seed(SEED)
     orders = [torch.randperm(len(labels), generator=random) for _ in range(shuffles)]
-    by_chance = [accuracy(train(known, labels[order])(tests), wanted) for order in orders]
+    by_chance = [
+        accuracy(train(known, labels[order], f" shuffled {k}")(tests), wanted)
+        for k, order in enumerate(orders)
+    ]
     return {
         "accuracy": accuracy(scores, wanted),
         "balanced": float(np.mean(each)),
@@ -245,12 +261,14 @@ def _measured(
     }
 
 
-def _trainer(pupil: Pupil, reader: str, classes: int) -> Callable[[Tensor, Tensor], Scores]:
-    """From rows and labels to a classifier of rows."""
+def _trainer(
+    pupil: Pupil, reader: str, classes: int, name: str, course: Course
+) -> Callable[[Tensor, Tensor, str], Scores]:
+    """From rows, labels and an addition to `name` to a classifier of rows."""
     job = pupil.job
-    options = {**job.train.model_dump(), "seed": job.seed}
+    learning = job.train.descent() | {"seed": job.seed, "course": course}
 
-    def plain(known: Tensor, labels: Tensor) -> Scores:
+    def plain(known: Tensor, labels: Tensor, added: str) -> Scores:
         standard = standardizer(known)
         x = standard(known)
         if reader == "linear":
@@ -259,29 +277,32 @@ def _trainer(pupil: Pupil, reader: str, classes: int) -> Callable[[Tensor, Tenso
             scores = neighbors(x, labels, classes, job.neighbors)
         else:
             scores = train_network(
-                lambda: perceptron(x.shape[1], job.width, classes), x, labels, **options
-            )
+                lambda: perceptron(x.shape[1], job.width, classes),
+                x, labels, name=name + added, **learning,
+            )  # fmt: skip
         return lambda rows: scores(standard(rows))
 
-    def equivariant(known: Tensor, labels: Tensor) -> Scores:
+    def equivariant(known: Tensor, labels: Tensor, added: str) -> Scores:
         chain = pupil.chain
         assert chain is not None
-        random = torch.Generator().manual_seed(job.seed)
         turn = job.flips and any(chain.odd)
 
-        def change(rows: Tensor) -> Tensor:
-            return chain.turn(rows, chain.random_signs(len(rows), random)) if turn else rows
+        def change(rows: Tensor, draw: Draw) -> Tensor:
+            return chain.turn(rows, chain.drawn_signs(draw)) if turn else rows
 
         def network() -> WeightNetwork:
-            statistics = layer_statistics(chain, known)
-            return WeightNetwork(chain, classes, statistics=statistics, channels=job.channels)
+            return WeightNetwork(
+                chain, classes, statistics=layer_statistics(chain, known), channels=job.channels,
+                probes=job.probes if chain.activations else 0,
+            )  # fmt: skip
 
-        return train_network(network, known, labels, **options, change=change)
+        return train_network(network, known, labels, name=name + added, change=change, **learning)
 
-    def points(known: Tensor, labels: Tensor) -> Scores:
+    def points(known: Tensor, labels: Tensor, added: str) -> Scores:
         return train_network(
-            lambda: PointNetwork(classes), known, labels, **{**options, "batch": 32}
-        )
+            lambda: PointNetwork(classes), known, labels, name=name + added,
+            **{**learning, "batch": 32},
+        )  # fmt: skip
 
     return {"equivariant": equivariant, POINTS: points}.get(reader, plain)
 

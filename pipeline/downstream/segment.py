@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.downstream.classify import learn, moments, perceptron
+from pipeline.downstream.classify import moments, perceptron
 from pipeline.downstream.codes import selection_options
+from pipeline.downstream.course import ALONE
 from pipeline.downstream.field_features import (
     last_layer,
     row_features,
@@ -33,6 +34,7 @@ from pipeline.downstream.part_labels import (
 )
 from pipeline.downstream.raw_data import prepared_beside
 from pipeline.downstream.selection import Selection, select
+from pipeline.draw import Draw
 from pipeline.evaluate.opened import OpenedStore, open_store
 from pipeline.ingest.prepared import open_prepared
 from pipeline.storage import open_objects
@@ -290,10 +292,10 @@ def trained_head(
         net = nn.Linear(width, count) if linear else perceptron(width, job.width, count)
         model = Head(*moments(inputs), net)
 
-        def loss(index: Int[Tensor, "b"]) -> Float[Tensor, ""]:
+        def loss(index: Int[Tensor, "b"], draw: Draw) -> Float[Tensor, ""]:
             return F.cross_entropy(model(inputs[index]), classes[index], weight=weight)
 
-        learn(model, loss, len(inputs), **job.train.model_dump(), seed=job.seed)
+        ALONE.learn(model, loss, len(inputs), **job.train.descent(), name="head", seed=job.seed)
     return model.requires_grad_(False)
 
 

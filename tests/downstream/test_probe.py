@@ -191,9 +191,7 @@ def test_what_no_probe_can_tell_is_refused_before_it_starts(tmp_path, labels, ch
         open_probe(job_of(url, tmp_path / "probe", **changes))
 
 
-def test_run_files_are_refused_with_a_way_out():
-    with pytest.raises(ValueError, match=r"set 0 \(this process\) or 1"):
-        job_of("a.zarr", "b", resources={"workers": 4})
+def test_a_classifier_is_named_once():
     with pytest.raises(ValueError, match="names twice"):
         job_of("a.zarr", "b", classifiers=["knn", "knn"])
 
