@@ -46,15 +46,13 @@ def load_job(
     tree = read_tree(path)
     folder = folder or os.getcwd()
     problems: list[str] = []
-    source = tree.values.get("source")
-    if isinstance(source, str):
-        key = "run" if source.endswith((".yaml", ".yml")) else "url"
-        tree.values["source"] = {key: source}
+    _spell_out_source(tree)
     for word in overrides:
         try:
             apply_override(tree, word)
         except ConfigError as error:
             problems += error.problems
+        _spell_out_source(tree)  # a later override may name a key below it
     problems += _method_problems(tree, methods)
     problems += _complete_source(tree, path, folder)
     values = tree.values if "method" not in model.model_fields else _known_method(tree, methods)
@@ -67,6 +65,14 @@ def load_job(
     if problems:
         raise ConfigError(problems)
     return job
+
+
+def _spell_out_source(tree: Tree) -> None:
+    """Gives a source that is one string, in the file or in an override, the key that it is."""
+    source = tree.values.get("source")
+    if isinstance(source, str):
+        key = "run" if source.endswith((".yaml", ".yml")) else "url"
+        tree.values["source"] = {key: source}
 
 
 def _method_problems(tree: Tree, methods: dict[str, type] | None) -> list[str]:

@@ -58,7 +58,7 @@ def select(
 
     Args:
         array: `params`, `latents/<name>`, or the name of a latent; absent: the only latent, else
-            `params`.
+            `params`. Keys and counts of sparse cells, whole numbers, are latents only by name.
         where: Bounds on columns, e.g. `{"psnr": (30, None)}`, or a pyarrow expression.
         status: What is read; rows of another status are counted in `left_out`. Rows that failed
             have no values.
@@ -108,17 +108,33 @@ def select(
 def array_of(plan: Plan, name: str | None) -> ArraySpec:
     """An array with rows by its name, or the one to read by default."""
     arrays = {spec.name: spec for spec in plan.arrays if spec.rows}
-    latents = [n for n in arrays if n.startswith("latents/")]
+    places = [n for n, spec in arrays.items() if _is_latent(n) and not _has_fractions(spec)]
+    latents = [n for n in arrays if _is_latent(n) and n not in places]
     if name is None:
         if len(latents) == 1:
+            if places:
+                logger.warning(
+                    "'%s': reading %s; %s are left out: whole numbers say where codes are and how "
+                    "many, so slot k of one row and slot k of another may be different places",
+                    plan.name, latents[0], ", ".join(places),
+                )  # fmt: skip
             return arrays[latents[0]]
         if "params" in arrays and not latents:
             return arrays["params"]
-        raise ValueError(f"'{plan.name}' holds {', '.join(arrays)}; say which one to read")
+        asked = [n for n in arrays if n not in places]
+        raise ValueError(f"'{plan.name}' holds {', '.join(asked)}; say which one to read")
     for full in (name, f"latents/{name}"):
         if full in arrays:
             return arrays[full]
     raise ValueError(f"'{plan.name}' has no array '{name}'; it holds {', '.join(arrays)}")
+
+
+def _is_latent(name: str) -> bool:
+    return name.startswith("latents/")
+
+
+def _has_fractions(spec: ArraySpec) -> bool:
+    return spec.dtype.startswith("float")
 
 
 def _refuse_mixed_starts(plan: Plan, index: pa.Table, url: str) -> None:

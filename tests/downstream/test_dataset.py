@@ -16,6 +16,7 @@ from pipeline.downstream.dataset import Row, RowDataset, RowStream
 from pipeline.downstream.selection import select
 from pipeline.storage import open_objects
 from pipeline.store.layout import shard_key
+from schemas.base import Location
 from schemas.store import ArraySpec, RowStatus
 from tests.store.toy import ARRAYS, finished, make_plan, values_of
 
@@ -37,8 +38,6 @@ def check(item: Row, spec: ArraySpec = LATENT) -> None:
 def store(tmp_path_factory):
     """Two segments of 30 and 13 rows in shards of 4; rows 5 and 6 failed."""
     url = str(tmp_path_factory.mktemp("stores") / "toy.zarr")
-    from schemas.base import Location
-
     finished(Location(url=url), make_plan((30, 13)), failed=(5, 6))
     return url
 
@@ -73,6 +72,18 @@ def test_the_array_must_be_clear(store):
         select(store)
     with pytest.raises(ValueError, match="no array 'cod'; it holds params, latents/code"):
         select(store, "cod")
+
+
+def test_whole_numbers_are_no_latents_to_choose_from(tmp_path, caplog):
+    url = str(tmp_path / "cells.zarr")
+    plan = make_plan((10,))
+    cells = tuple(spec for spec in plan.arrays if spec.name != "params")
+    finished(Location(url=url), plan.model_copy(update={"arrays": cells}))
+    with caplog.at_level(logging.WARNING, "fieldmill"):
+        chosen = select(url)
+    assert chosen.source.spec.name == "latents/code"
+    assert "latents/code_keys are left out: whole numbers say where codes are" in caplog.text
+    assert select(url, "code_keys").source.spec.dtype == "int32"  # by name they are read
 
 
 def test_weights_of_mixed_starts_are_refused_unless_told(store):

@@ -86,6 +86,12 @@ def test_a_source_is_a_store_or_the_run_file_that_makes_it(tmp_path):
     job = load_job(beside, ["source.split=[val]"], PriorJob, methods=METHODS, folder="/")
     assert job.source.run == run
     assert job.source.split == ("val",)
+    other = write_job(tmp_path, source=str(tmp_path / "other.zarr"))
+    job = load_job(other, [f"source={run}", "source.split=[val]"], PriorJob, methods=METHODS)
+    assert (job.source.run, job.source.url) == (run, load_run(run).store.url)
+    assert job.source.split == ("val",)
+    job = load_job(beside, [f"source={tmp_path}/other.zarr"], PriorJob, methods=METHODS)
+    assert (job.source.run, job.source.url) == (None, str(tmp_path / "other.zarr"))
     gan = load_job(
         write_job(tmp_path, method={"width": 8}), [], GanJob, methods={"wgan_gp": WassersteinGan}
     )
