@@ -124,8 +124,10 @@ class Plan(Schema):
     compiled: bool
     fused: bool = False
     """Rows are fitted by the compiled loop over single networks."""
-    kernel: Literal["", "fp32", "tf32", "bf16"] = ""
-    """Rows are fitted by the kernel of GPUs, with factors of products rounded so; empty: not."""
+    kernel: str = ""
+    """Rows are fitted by the kernel of GPUs (fp32, tf32 or bf16: how factors of products are
+    rounded), or their inner steps taken by the compiled loop of CPUs (`fitting/encoding.py`);
+    empty: neither."""
 
     @property
     def units(self) -> int:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pipeline.fields.initializers import Constant, Uniform
@@ -62,13 +62,9 @@ class ShiftedSirens(nn.Module):
         shifts, hidden = self.shift(code[:, None]) * self.omega, coords
         if self.cells:
             shifts = self.shift(code.flatten(1, -2)) * self.omega
-            place = ((coords + 1) / 2 * self.cells).clamp(0, self.cells - 1e-4)
-            cell = place.floor()
-            number = cell[..., 0].long()
-            for axis in range(1, cell.shape[-1]):
-                number = number * self.cells + cell[..., axis].long()
+            hidden, number = self.places(coords)
             number = number.expand(len(code), -1)[..., None].expand(-1, -1, shifts.shape[-1])
-            shifts, hidden = shifts.gather(1, number), place - cell
+            shifts = shifts.gather(1, number)
         for layer, shift in zip(self.layers, shifts.split(self.width, -1)):
             weight, bias = layer.weight * self.omega, layer.bias * self.omega
             if self.cells:
@@ -77,6 +73,17 @@ class ShiftedSirens(nn.Module):
                 weight = weight.expand(len(code), *weight.shape)
                 hidden = torch.sin(linear(hidden, weight, bias + shift[:, 0]))
         return self.last(hidden)
+
+    def places(
+        self, coords: Float[Tensor, "*n p d"]
+    ) -> tuple[Float[Tensor, "*n p d"], Int[Tensor, "*n p"]]:
+        """Coordinates in [0, 1) inside of a point's cell, and the number of the cell."""
+        place = ((coords + 1) / 2 * self.cells).clamp(0, self.cells - 1e-4)
+        cell = place.floor()
+        number = cell[..., 0].long()
+        for axis in range(1, cell.shape[-1]):
+            number = number * self.cells + cell[..., axis].long()
+        return place - cell, number
 
     def describe(self) -> list[dict[str, Any]]:
         code = {**self.code.describe("code"), "cells": self.cells}

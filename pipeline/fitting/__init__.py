@@ -2,6 +2,7 @@
 
 from pipeline.fitting.cuda.choice import COMPARED, choose_kernel
 from pipeline.fitting.describe import describe
+from pipeline.fitting.encoding import choose_encoding, why_not_encode
 from pipeline.fitting.fit import fit_rows, fit_units
 from pipeline.fitting.measured import measured_lanes
 from pipeline.fitting.paths import NUMERICS, choose_path, default_lanes, estimate_seconds
@@ -28,6 +29,7 @@ __all__ = [
     "Together",
     "Trained",
     "bindable",
+    "choose_encoding",
     "choose_kernel",
     "choose_path",
     "default_lanes",
@@ -44,4 +46,5 @@ __all__ = [
     "train",
     "unpack",
     "unpack_shared",
+    "why_not_encode",
 ]

@@ -73,10 +73,12 @@ def estimate_seconds(method: Method, fused: bool = False) -> float:
     80), half the steps where a target ends most rows early."""
     seconds = 0.0
     weights = sum(p.numel() for p in method.model.parameters() if p.dim() > 1)
-    for phase in method.fit:
-        size = phase.size
+    works = [(phase.size, phase.steps, phase.target) for phase in method.fit]
+    if isinstance(method, MetaLearned):
+        works.append((method.inner.size, method.inner.steps, None))
+    for size, steps, target in works:
         counts = (size.pixels, size.near, size.uniform, size.surface)
         points = sum(c for c in counts if c != ALL) or size.most or 4096
-        steps = phase.steps / 2 if phase.target is not None else phase.steps
+        steps = steps / 2 if target is not None else steps
         seconds += steps * points * weights * 6 / (80e9 if fused else 20e9)
     return max(seconds, 1e-3)

@@ -12,7 +12,7 @@ import torch
 from pipeline.fields.bind import Tensors
 from pipeline.fitting.lanes import Lanes, Outcome, Request
 from pipeline.fitting.memory import out_of_memory
-from pipeline.fitting.method import Method, row_names
+from pipeline.fitting.method import MetaLearned, Method, row_names
 from pipeline.fitting.paths import choose_path, default_lanes, points_of, recognize_any
 from pipeline.fitting.starts import entered, starts_of
 from pipeline.fitting.step import SPENT
@@ -55,7 +55,11 @@ class Stream:
         if fused:
             self._require_fused()
         self.run = self._fused if fused else self._lanes if len(method.fit) == 1 else self._phases
-        if kernel:
+        if kernel and self.device.type == "cpu" and isinstance(method, MetaLearned):
+            from pipeline.fitting.encoding import Loop
+
+            self.run = Loop(method, self.shared, kernel).run
+        elif kernel:
             from pipeline.fitting.cuda.stream import fit_by_kernel
 
             if self.device.type != "cuda":
@@ -256,7 +260,7 @@ class Stream:
                 for job in loop.jobs(unit, waiting, starts):
                     yield unit, job
 
-        for unit, outcome in _in_threads(jobs(), loop.fit, torch.get_num_threads()):
+        for unit, outcome in in_threads(jobs(), loop.fit, torch.get_num_threads()):
             if outcome is not None:
                 unit.outcomes[outcome.request.index] = outcome
             if unit.done:
@@ -269,7 +273,7 @@ def _unfit(request: Request, why: str) -> Outcome:
     return Outcome(replace(request, note=why), request.rows, UNFIT, 0, nan, nan)
 
 
-def _in_threads(jobs: Iterator, fit: Callable, threads: int) -> Iterator:
+def in_threads(jobs: Iterator, fit: Callable, threads: int) -> Iterator:
     """(unit, outcome) of each job in order; the next jobs are made ready while others run."""
     if threads == 1:
         for unit, job in jobs:

@@ -26,6 +26,8 @@ MEASURE_S = 20.0
 """Fits that take less than about this many seconds of a core get the usual number of lanes."""
 GPU = 500.0
 """Rows that the kernel of GPUs fits in the time of one in a core's compiled loop, roughly."""
+CPU = 16.0
+"""Rows whose inner steps a core's compiled loop takes in the time of one in PyTorch, roughly."""
 
 NORMALIZATION = (
     ColumnSpec(name="center_x", dtype="float64", description="original = coords / scale + center"),
@@ -136,6 +138,14 @@ def new_plan(run: Run, prepared: Prepared, workers: int) -> tuple[Plan, dict[str
         some = partial(first_samples, prepared, device)
         kernel, path = fitting.choose_kernel(method, shared, some, run.seed)
         seconds /= GPU if kernel else 1
+    elif (
+        run.fit.compile == "auto"
+        and rows * seconds > MEASURE_S
+        and not fitting.why_not_encode(method)
+    ):
+        some = partial(first_samples, prepared, device)
+        kernel, path = fitting.choose_encoding(method, shared, some, run.seed)
+        seconds /= CPU if kernel else 1
     lanes = usual
     if run.fit.lanes is None and not (fused or kernel or compiled) and rows * seconds > MEASURE_S:
         some = partial(first_samples, prepared, device)

@@ -11,7 +11,7 @@ import numba
 from numba import njit
 from numba.core import config
 
-SOURCES = ("simd.py", "passes.py", "kernel.py", "frozen.py")
+SOURCES = ("simd.py", "passes.py", "kernel.py", "frozen.py", "narrow.py", "shifted.py")
 
 
 def folder() -> Path | None:
