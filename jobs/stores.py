@@ -156,8 +156,8 @@ def chosen(columns: Any, wanted: list[RowStatus]) -> np.ndarray:
 def do_export(arguments: argparse.Namespace) -> int:
     """Writes one sample as a mesh or a picture."""
     suffix = os.path.splitext(arguments.to)[1].lower()
-    if suffix not in (".ply", ".obj", ".glb", ".png"):
-        raise ValueError(f"--to {arguments.to}: must end in .ply, .obj, .glb or .png")
+    if suffix not in (".ply", ".obj", ".glb", ".png", ".npy"):
+        raise ValueError(f"--to {arguments.to}: must end in .ply, .obj, .glb, .png or .npy")
     location, _ = target_of(arguments)
     open_existing(location)
     from pipeline.evaluate.export import export

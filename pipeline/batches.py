@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.observations import Views, Voxels
+from pipeline.problems import Problems
 from schemas.samples import POINT_SETS, FormSpec
 
 Role = Literal["context", "query"]
@@ -35,6 +36,8 @@ class Size:
     """Views, drawn anew each step where it is not all of them (`ALL`)."""
     picture: bool = False
     """Images as whole pictures too; samples of other heights and widths are other batches."""
+    places: int = 0
+    """Of equations: points that the loss itself draws in a step, for planning."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Batch:
     points: Points | None = None
     voxels: Voxels | None = None
     views: Views | None = None
+    problem: Problems | None = None
 
 
 def require(form: FormSpec, size: Size) -> None:

@@ -37,6 +37,7 @@ from pipeline.observations import (
     view_sizes,
     voxel_resolution,
 )
+from pipeline.problems import Problems, form_of_problems, load_problems
 from pipeline.ragged import Ragged as Ragged
 from pipeline.ragged import decode_color, has_all, image_sets, point_sets
 from pipeline.ragged import decode_coords as decode_coords
@@ -63,6 +64,7 @@ class Samples:
     """As `sizes`, on the device."""
     voxels: StoredVoxels | None = field(default=None, repr=False)
     views: StoredViews | None = field(default=None, repr=False)
+    problems: Problems | None = field(default=None, repr=False)
     classes: dict = field(default_factory=dict, repr=False, compare=False)
     """Known results of `shape_classes`."""
 
@@ -98,6 +100,8 @@ class Samples:
                 columns.append([self.form.views if every else -size.views] * len(self))
             if size.picture:
                 columns += [self.sizes.prod(1).tolist(), self.sizes[:, 1].tolist()]
+            if self.problems is not None:
+                columns.append([size.places or 1] * len(self))
             known = torch.tensor(columns, dtype=torch.int64).reshape(len(columns), len(self)).T
             self.classes[role, size] = known
         return known
@@ -123,6 +127,8 @@ class Samples:
                 f"samples {self.ids[int(index[0])]!r} and others differ in size "
                 f"({classes.tolist()[:4]}...); draw a fixed number, or group by shape_classes"
             )
+        if self.problems is not None:
+            return Batch(problem=self.problems.take(index))
         taken = dict(zip(self.parts(role, size), classes[0].tolist()))
         if self.form.kind == "images":
             return Batch(
@@ -208,6 +214,8 @@ def form_of(table: pa.Table, kind: str) -> FormSpec:
         raise ValueError(f"the table of {kind} has no rows")
     if kind == "images":
         return FormSpec(kind=kind, channels=int(table["channels"][0].as_py()), dims=2)
+    if kind == "equations":
+        return form_of_problems(table)
     names = set(table.column_names)
     views, view_size = view_sizes(table)
     return FormSpec(
@@ -235,6 +243,8 @@ def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu")
     form = form_of(table, kind)
     if kind == "images":
         sets, sizes = image_sets(table, form)
+    elif kind == "equations":
+        sets, sizes = {}, torch.zeros(table.num_rows, 2, dtype=torch.int64)
     elif kind in ("shapes", "points"):
         sets, sizes = point_sets(table, form), torch.zeros(table.num_rows, 2, dtype=torch.int64)
     else:
@@ -259,4 +269,5 @@ def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu")
         widths=sizes[:, 1].to(device),
         voxels=None if (voxels := load_voxels(table)) is None else voxels.to(device),
         views=None if (views := load_views(table)) is None else views.to(device),
+        problems=load_problems(table).to(device) if kind == "equations" else None,
     )

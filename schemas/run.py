@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from schemas.base import Location, Schema, identity
 
-Kind = Literal["images", "shapes", "points", "views", "sequences"]
+Kind = Literal["images", "shapes", "points", "views", "sequences", "equations"]
 Stage = Literal["ingest", "train", "fit", "evaluate"]
 
 
@@ -69,6 +69,7 @@ SAMPLE_SETS: dict[str, Kind] = {
     "glyphs": "shapes",
     "scenes": "shapes",
     "clouds": "points",
+    "equations": "equations",
 }
 """Data sets that are made from what the installed packages ship: `sample:NAME`."""
 
@@ -207,7 +208,30 @@ class PointIngest(CommonIngest):
     max_points: int = Field(50_000_000, ge=1)
 
 
-INGEST = {"images": ImageIngest, "shapes": ShapeIngest, "points": PointIngest}
+class EquationIngest(CommonIngest):
+    """Boundary value problems, one a file, with their answers on a grid for evaluation."""
+
+    unit_objects: int = Field(32, ge=1)
+    """Most samples in one ingest unit: in the plane a reference takes seconds."""
+    equation: Literal["helmholtz", "wave"] = "helmholtz"
+    """Which equation the dataset is of; problems of another are rejected."""
+    dimension: Literal[1, 2] = 1
+    """Its axes of space; problems of another number are rejected."""
+    reference: int | None = Field(None, ge=8, multiple_of=4)
+    """Intervals an axis of the grid on which answers are compared (waves: a quarter as many in
+    time); absent: 256 in one dimension, 64 in two."""
+    medium: int = Field(33, ge=2)
+    """Nodes an axis on which speeds are kept; the answer is that of the medium so kept."""
+    sources: int = Field(8, ge=1)
+    """Most sources of a problem."""
+
+
+INGEST = {
+    "images": ImageIngest,
+    "shapes": ShapeIngest,
+    "points": PointIngest,
+    "equations": EquationIngest,
+}
 
 
 class MethodChoice(Schema):
@@ -298,7 +322,7 @@ class Run(Schema):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Dataset
-    ingest: ImageIngest | ShapeIngest | PointIngest
+    ingest: ImageIngest | ShapeIngest | PointIngest | EquationIngest
     method: MethodChoice
     store: Location
     prepared: Location | None = None
@@ -329,6 +353,10 @@ class Run(Schema):
 
     @model_validator(mode="after")
     def _context_of_the_kind(self) -> Run:
+        if self.fit.context != "all" and self.dataset.kind == "equations":
+            raise ValueError(
+                f"fit.context: {self.fit.context} is of what is observed; equations have all"
+            )
         if self.fit.context == "view" and self.dataset.kind == "images":
             raise ValueError("fit.context: view is of shapes and points; images have half")
         return self

@@ -113,6 +113,24 @@ GRID = pa.schema(
     ]
 )
 
+EQUATIONS = pa.schema(
+    [
+        pa.field("equation", pa.string(), False),  # helmholtz | wave
+        pa.field("wavenumber", pa.float64(), False),  # in units of fields; 0: a wave
+        pa.field("duration", pa.float64(), False),  # in units of fields; 0: no wave
+        pa.field("scale", pa.float64(), False),  # lengths: units of fields in one of the file
+        pa.field("time_scale", pa.float64(), False),  # times, so that the fastest speed is 1
+        pa.field("amplitude", pa.float64(), False),  # the file's value = value * amplitude
+        pa.field("sources", pa.large_binary(), False),  # float32 [s, d + 3]: at, variance, re, im
+        pa.field("speed", pa.large_binary(), False),  # float32 [*medium], first axis x
+        pa.field("medium", pa.list_(pa.int32()), False),
+        pa.field("reference", pa.large_binary(), False),  # float32 [*reference_shape]
+        pa.field("reference_shape", pa.list_(pa.int32()), False),  # (t,) x, y, channels
+        pa.field("reference_by", pa.string(), False),  # closed form | finite differences
+        pa.field("reference_error", pa.float64(), False),  # about, relative
+    ]
+)
+
 POINT_SETS = ("near", "uniform", "surface")
 HELD_OUT_SETS = ("held_near", "held_uniform", "held_surface")
 
@@ -178,7 +196,12 @@ def points_schema(
 
 SHAPES = points_schema(signed=True, normals=True, color=True, part=True)
 POINTS = points_schema(signed=False, normals=True, color=True)
-FORMS = {"images": GRID, "shapes": SHAPES, "points": POINTS}
+FORMS = {
+    "images": GRID,
+    "shapes": SHAPES,
+    "points": POINTS,
+    "equations": EQUATIONS,
+}
 """Columns of each kind with the default keys of ingest."""
 
 
@@ -228,6 +251,8 @@ class FormSpec(Schema):
     """Pixels a side of a view."""
     sets: tuple[str, ...] | None = None
     """Point sets that are not empty, of near, uniform and surface; None: not known."""
+    equation: str = ""
+    """Of equations: helmholtz or wave."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ FLOORS = {
     "pipeline.samples": 1,
     "pipeline.batches": 1,
     "pipeline.observations": 1,
+    "pipeline.problems": 1,
     "pipeline.ragged": 1,
     "pipeline.contexts": 1,
     "pipeline.fields": 1,

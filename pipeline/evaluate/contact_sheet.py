@@ -15,6 +15,7 @@ from pipeline.evaluate.opened import OpenedStore
 from pipeline.evaluate.prepared_lines import Line, decode_picture, decode_points, line_of
 from pipeline.evaluate.rendering import Rendering, View, render_points
 from pipeline.evaluate.report import main_metric, number
+from pipeline.evaluate.wave_pictures import render_reference
 
 GAP = 6
 """Pixels between cells."""
@@ -90,6 +91,8 @@ def render_input(line: Line, side: int, view: View | None = None) -> Rendering:
     """What a fit saw of a sample: its picture, or its surface points in matte shading."""
     if "pixels" in line:
         return Rendering(decode_picture(line))
+    if "reference" in line:
+        return render_reference(line)
     points, _ = decode_points(line, "surface")
     normals = None
     if "surface_normals" in line and line["surface_normals"].is_valid:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluate.opened import OpenedStore, open_store
+from pipeline.evaluate.wave_pictures import wave_grid
 from schemas.base import Location
 
 MESHES = (".ply", ".obj", ".glb")
-SUFFIXES = (*MESHES, ".png", ".npz")
+SUFFIXES = (*MESHES, ".png", ".npz", ".npy")
 
 
 def export(
@@ -26,7 +27,8 @@ def export(
 
     Args:
         path: `.ply`, `.obj`, `.glb`: the mesh of a shape; `.png`: a picture (of shapes: a shaded
-            view); `.npz`: the row's own parameters by name.
+            view); `.npz`: the row's own parameters by name; `.npy`: values of a wave on a
+            regular grid, in the units of its file.
         resolution: Cells an axis of a mesh (default 128), or pixels of the longer side of a picture
             (default: its own size).
 
@@ -43,6 +45,10 @@ def export(
     if suffix in MESHES:
         cells = max(resolution) if isinstance(resolution, tuple) else resolution or 128
         data = _mesh_bytes(store, number, suffix, cells, original_units)
+    elif suffix == ".npy":
+        sink = io.BytesIO()
+        np.save(sink, wave_grid(store, number, resolution))
+        data = sink.getvalue()
     elif suffix == ".png":
         sink = io.BytesIO()
         store.render(number, resolution).to_image().save(sink, "png")

@@ -22,6 +22,7 @@ from pipeline.evaluate.prepared_lines import (
     held_out_pixels,
     line_of,
 )
+from pipeline.evaluate.wave_metrics import WAVE_METRICS, measure_wave
 from pipeline.fields.bind import bind
 from pipeline.fitting.method import Method
 from pipeline.fitting.rows import bindable
@@ -89,7 +90,12 @@ POINT_METRICS = (
     ),
 )
 GRADIENT_POINTS, GRADIENT_STEP = 1024, 1e-3
-CHEAP = {"images": IMAGE_METRICS, "shapes": SHAPE_METRICS, "points": POINT_METRICS}
+CHEAP = {
+    "images": IMAGE_METRICS,
+    "shapes": SHAPE_METRICS,
+    "points": POINT_METRICS,
+    "equations": WAVE_METRICS,
+}
 
 
 def cheap_metrics(kind: str) -> tuple[ColumnSpec, ...]:
@@ -184,7 +190,12 @@ def measure_table(
     """Cheap metrics of each line of a prepared table; `chunk` is the points in one `read`, `level`
     the occupancy at the surface.
     """
-    measure_line = {"images": _measure_image, "shapes": _measure_shape, "points": _measure_cloud}
+    measure_line = {
+        "images": _measure_image,
+        "shapes": _measure_shape,
+        "points": _measure_cloud,
+        "equations": measure_wave,
+    }
     columns = cheap_metrics(kind)
     values = {c.name: np.full(table.num_rows, np.nan, np.float32) for c in columns}
     with torch.no_grad():

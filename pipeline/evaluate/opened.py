@@ -20,6 +20,7 @@ from pipeline.evaluate.inside import level_of, signed_values
 from pipeline.evaluate.mesh_refinement import refine_mesh
 from pipeline.evaluate.meshing import Box, extract_mesh
 from pipeline.evaluate.rendering import Rendering, View, render_mesh, render_picture
+from pipeline.evaluate.wave_pictures import render_wave
 from pipeline.evaluate.where import Where, mask_of, where_mask
 from pipeline.fields.bind import Bound, bind
 from pipeline.fitting.method import Method
@@ -203,6 +204,8 @@ class OpenedStore:
         if self.quantity == "color" and self.dims == 2:
             height, width = self._picture_size(row, resolution)
             return render_picture(lambda x: self.values(row, x)["color"], height, width)
+        if self.quantity == "wave":
+            return render_wave(self, row, resolution)
         if self.dims != 3:
             raise ValueError(f"fields of '{self.quantity}' in {self.dims} axes cannot be rendered")
         side = resolution if isinstance(resolution, int) else max(resolution or (128,))

@@ -57,6 +57,7 @@ def default_lanes(
         if size is None and isinstance(method, MetaLearned):
             size = method.inner.size
         counts = [] if size is None else [size.pixels, size.near, size.uniform, size.surface]
+        counts += [] if size is None else [size.places]
         points = sum(c for c in counts if c != ALL) or 1024
     if torch.device(device).type == "cpu":
         return max(2, min(32, CPU_POINTS // points))
@@ -77,7 +78,7 @@ def estimate_seconds(method: Method, fused: bool = False) -> float:
     if isinstance(method, MetaLearned):
         works.append((method.inner.size, method.inner.steps, None))
     for size, steps, target in works:
-        counts = (size.pixels, size.near, size.uniform, size.surface)
+        counts = (size.pixels, size.near, size.uniform, size.surface, size.places)
         points = sum(c for c in counts if c != ALL) or size.most or 4096
         steps = steps / 2 if target is not None else steps
         seconds += steps * points * weights * 6 / (80e9 if fused else 20e9)

@@ -49,6 +49,8 @@ def decoder(kind: str) -> Any:
         return image
     if kind == "shapes":
         from pipeline.ingest.meshes import decode_shape as decode
+    elif kind == "equations":
+        from pipeline.ingest.equations import decode_equation as decode
     else:
         from pipeline.ingest.clouds import decode_cloud as decode
     return lambda job, files, ingest: decode(files, job["main"], ingest, job["seed_key"])

@@ -25,6 +25,10 @@ def sample_suffixes(kind: str) -> frozenset[str]:
         from pipeline.ingest.clouds import CLOUD_SUFFIXES
 
         return frozenset(CLOUD_SUFFIXES)
+    if kind == "equations":
+        from pipeline.ingest.equations import EQUATION_SUFFIXES
+
+        return frozenset(EQUATION_SUFFIXES)
     raise ValueError(f"ingest of kind '{kind}' is not built; images, shapes and points are")
 
 

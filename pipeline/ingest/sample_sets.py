@@ -104,7 +104,7 @@ def cache_folder() -> Path:
 
 def makers() -> dict[str, Callable[[Path], None]]:
     """What writes each set into a folder: CLASS/FILE, so that the classes are the labels."""
-    from pipeline.ingest import glyphs, photographs, procedural, scenes
+    from pipeline.ingest import glyphs, photographs, problems, procedural, scenes
 
     return {
         "photos": photographs.make_crops,
@@ -114,4 +114,5 @@ def makers() -> dict[str, Callable[[Path], None]]:
         "scenes": scenes.make_scenes,
         "glyphs": glyphs.make_solids,
         "glyph-images": glyphs.make_pictures,
+        "equations": problems.make_problems,
     }

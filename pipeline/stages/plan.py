@@ -40,7 +40,22 @@ PICTURE = (
     ColumnSpec(name="height", dtype="int32", description="rows of the picture that was fitted"),
     ColumnSpec(name="width", dtype="int32", description="columns of the picture that was fitted"),
 )
-SOURCE_COLUMNS = {"shapes": NORMALIZATION, "points": NORMALIZATION[:4], "images": PICTURE}
+PROBLEM = (
+    ColumnSpec(name="wavenumber", dtype="float64", description="k in units of fields; 0: a wave"),
+    ColumnSpec(name="duration", dtype="float64", description="in units of fields; 0: no wave"),
+    ColumnSpec(name="scale", dtype="float64", description="field's lengths in one of the file's"),
+    ColumnSpec(name="time_scale", dtype="float64", description="the same of times; 0: no wave"),
+    ColumnSpec(name="amplitude", dtype="float64", description="file's value = value * amplitude"),
+    ColumnSpec(
+        name="reference_error", dtype="float64", description="about, relative, of the reference"
+    ),
+)
+SOURCE_COLUMNS = {
+    "shapes": NORMALIZATION,
+    "points": NORMALIZATION[:4],
+    "images": PICTURE,
+    "equations": PROBLEM,
+}
 """What a row must carry of its sample so that it can be used with the source gone."""
 
 
@@ -48,6 +63,8 @@ def source_columns(kind: str, table: pa.Table) -> dict[str, list[Any]]:
     """The values of `SOURCE_COLUMNS`."""
     if kind == "images":
         return {name: table[name].to_pylist() for name in ("height", "width")}
+    if kind == "equations":
+        return {c.name: table[c.name].to_pylist() for c in PROBLEM}
     centers = np.array(table["center"].to_pylist(), float).reshape(-1, 3)
     columns = {f"center_{axis}": centers[:, i].tolist() for i, axis in enumerate("xyz")}
     columns["scale"] = table["scale"].to_pylist()
