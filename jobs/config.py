@@ -145,7 +145,8 @@ def _is_variant(part: Any) -> bool:
     return isinstance(part, str) and (
         part in ("int", "str", "float", "[key]")
         or part.startswith(("literal[", "tuple[", "constrained-", "function-"))
-        or part in ("ImageIngest", "ShapeIngest", "PointIngest", "EquationIngest", "Location")
+        or part == "Location"
+        or part.endswith("Ingest")
     )
 
 

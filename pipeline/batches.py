@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.observations import Views, Voxels
 from pipeline.problems import Problems
-from schemas.samples import POINT_SETS, FormSpec
+from schemas.samples import GRIDS, POINT_SETS, FormSpec
 
 Role = Literal["context", "query"]
 ALL = -1
@@ -25,6 +25,7 @@ class Size:
     """What one step draws from each sample; `ALL` takes everything, once, in a fixed order."""
 
     pixels: int = ALL
+    """Of images, time steps of sounds, voxels of videos."""
     near: int = 0
     uniform: int = 0
     surface: int = 0
@@ -42,12 +43,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels of images. `weight` is 0 where a sample has fewer pixels than its batch mates."""
+    """Places of a regular grid: pixels of images, time steps of sounds, voxels of videos.
 
-    coords: Float[Tensor, "n p 2"]
-    """x (right) and y (down), pixel centres at (2 i + 1) / size - 1."""
+    `weight` is 0 where a sample has fewer than its batch mates.
+    """
+
+    coords: Float[Tensor, "n p d"]
+    """Of images x (right) and y (down), of sounds t, of videos t, y and x; the centre of place i of
+    a side lies at (2 i + 1) / size - 1."""
     color: Float[Tensor, "n p c"]
-    """In [0, 1]."""
+    """In [0, 1]; of sounds (amplitude + 1) / 2."""
     weight: Float[Tensor, "n p"]
 
 
@@ -91,9 +96,9 @@ class Batch:
 def require(form: FormSpec, size: Size) -> None:
     """Raises ValueError where a size asks for what a dataset of this form does not hold."""
     wanted = {name: getattr(size, name) for name in POINT_SETS}
-    if form.kind == "images":
+    if form.kind in GRIDS:
         wanted = {}
-    elif size.picture:
+    if size.picture and form.kind != "images":
         raise ValueError(f"whole pictures are needed; this dataset has {form.kind}")
     for name, count in wanted.items():
         if count and form.sets is not None and name not in form.sets:
@@ -117,6 +122,22 @@ def require(form: FormSpec, size: Size) -> None:
             f"this dataset of {form.kind} has {form.views or 'none'}; set ingest.views "
             "(dataset.kind: shapes)"
         )
+
+
+def grid_coords(raster: Int[Tensor, "n p"], sizes: Int[Tensor, "n k"]) -> Float[Tensor, "n p k"]:
+    """Coordinates of places of grids with these sides, by number in row-major order.
+
+    Images have x before y; sounds (t) and videos (t, y, x) have their axes in the grid's order.
+    """
+    places = []
+    for axis in reversed(range(sizes.shape[1])):
+        side, above = sizes[:, axis, None], raster
+        if axis:
+            above = torch.div(raster, side, rounding_mode="floor")
+            raster = raster - above * side
+        places.append((2 * raster + 1) / side - 1)
+        raster = above
+    return torch.stack(places if len(places) == 2 else places[::-1], -1)
 
 
 def pixel_coords(height: int, width: int) -> Float[Tensor, "p 2"]:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.draw import Draw, sample_keys
-from schemas.samples import FormSpec
+from schemas.samples import GRIDS, FormSpec
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,15 @@ def has_all(name: str, table: pa.Table) -> bool:
     return name in table.column_names and table[name].null_count == 0
 
 
-def image_sets(table: pa.Table, form: FormSpec) -> tuple[dict[str, Ragged], Tensor]:
-    heights, widths = table["height"].to_numpy(), table["width"].to_numpy()
+def grid_sets(table: pa.Table, form: FormSpec) -> tuple[dict[str, Ragged], Tensor]:
+    """What is fitted ("context") and what is held out ("query") of grids, and their sides."""
+    sizes = np.stack([table[name].to_numpy() for name in GRIDS[form.kind]], 1).astype(np.int64)
     wrong = np.flatnonzero(table["channels"].to_numpy() != form.channels)
     if len(wrong):
         raise ValueError(
             f"sample {table['sample_id'][int(wrong[0])].as_py()!r} has "
             f"{table['channels'][int(wrong[0])].as_py()} channels, others {form.channels}; "
-            "set ingest.color to rgb or gray"
+            + ("set ingest.channels: mono" if form.kind == "audio" else "set ingest.color: rgb")
         )
     depths = set(table["dtype"].to_pylist())
     wide = depths != {"uint8"}
@@ -80,7 +81,7 @@ def image_sets(table: pa.Table, form: FormSpec) -> tuple[dict[str, Ragged], Tens
     keys = sample_keys(table["sample_id"].to_pylist()).numpy().view(np.uint64)
     pixels, held, depth = table["pixels"], table["held_out"], table["dtype"].to_pylist()
     for i in range(table.num_rows):
-        count = int(heights[i]) * int(widths[i])
+        count = int(sizes[i].prod())
         values = np.frombuffer(pixels[i].as_buffer(), dtype=depth[i]).reshape(count, form.channels)
         if wide and depth[i] == "uint8":
             values = values.astype(np.uint16) * 257
@@ -98,7 +99,7 @@ def image_sets(table: pa.Table, form: FormSpec) -> tuple[dict[str, Ragged], Tens
             "color": torch.from_numpy(stored),
         }
         sets[role] = _ragged(columns, [len(r) for r in raster[role]])
-    return sets, torch.from_numpy(np.stack([heights, widths], 1).astype(np.int64))
+    return sets, torch.from_numpy(sizes)
 
 
 def point_sets(table: pa.Table, form: FormSpec) -> dict[str, Ragged]:

@@ -25,6 +25,7 @@ from pipeline.batches import Points as Points
 from pipeline.batches import Role as Role
 from pipeline.batches import Size as Size
 from pipeline.batches import capacity as capacity
+from pipeline.batches import grid_coords as grid_coords
 from pipeline.batches import join as join
 from pipeline.batches import pixel_coords as pixel_coords
 from pipeline.batches import require as require
@@ -39,9 +40,9 @@ from pipeline.observations import (
 )
 from pipeline.problems import Problems, form_of_problems, load_problems
 from pipeline.ragged import Ragged as Ragged
-from pipeline.ragged import decode_color, has_all, image_sets, point_sets
+from pipeline.ragged import decode_color, grid_sets, has_all, point_sets
 from pipeline.ragged import decode_coords as decode_coords
-from schemas.samples import POINT_SETS, FormSpec
+from schemas.samples import GRIDS, POINT_SETS, FormSpec
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,10 @@ class Samples:
     keys: Int[Tensor, "n"]
     """`sample_keys` of the ids."""
     sets: dict[str, Ragged]
-    """Images: "context" and "query"; shapes and clouds: the point sets of the schema."""
-    sizes: Int[Tensor, "n 2"]
-    """Height and width of images (CPU); zero otherwise."""
-    heights: Int[Tensor, "n"] = field(repr=False)
-    widths: Int[Tensor, "n"] = field(repr=False)
+    """Grids: "context" and "query"; shapes and clouds: the point sets of the schema."""
+    sizes: Int[Tensor, "n k"]
+    """Sides of the grids (CPU), of images height and width; zero otherwise."""
+    sides: Int[Tensor, "n k"] = field(repr=False)
     """As `sizes`, on the device."""
     voxels: StoredVoxels | None = field(default=None, repr=False)
     views: StoredViews | None = field(default=None, repr=False)
@@ -77,7 +77,7 @@ class Samples:
 
     def parts(self, role: Role, size: Size) -> dict[str, int]:
         """The sets that a role draws from, with what a step takes of each."""
-        if self.form.kind == "images":
+        if self.form.kind in GRIDS:
             return {role: size.pixels} if size.pixels else {}
         prefix = "held_" if role == "query" else ""
         wanted = {"near": size.near, "uniform": size.uniform, "surface": size.surface}
@@ -130,7 +130,7 @@ class Samples:
         if self.problems is not None:
             return Batch(problem=self.problems.take(index))
         taken = dict(zip(self.parts(role, size), classes[0].tolist()))
-        if self.form.kind == "images":
+        if self.form.kind in GRIDS:
             return Batch(
                 grid=self._pixels(index, role, taken[role], draw) if taken else None,
                 picture=self._picture(index) if size.picture else None,
@@ -148,11 +148,7 @@ class Samples:
         pixels = self.sets[role]
         place, weight = pixels.block(index, taken, draw, "pixels")
         raster = pixels.columns["raster"][place]
-        on_device = index.to(self.device)
-        height, width = self.heights[on_device][:, None], self.widths[on_device][:, None]
-        y = torch.div(raster, width, rounding_mode="floor")
-        x = raster - y * width
-        coords = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+        coords = grid_coords(raster, self.sides[index.to(self.device)])
         return Pixels(coords, decode_color(pixels.columns["color"][place]), weight)
 
     def _picture(self, index: Tensor) -> Picture:
@@ -212,8 +208,9 @@ def form_of(table: pa.Table, kind: str) -> FormSpec:
     """What a method needs to know of a prepared dataset, from any of its rows."""
     if table.num_rows == 0:
         raise ValueError(f"the table of {kind} has no rows")
-    if kind == "images":
-        return FormSpec(kind=kind, channels=int(table["channels"][0].as_py()), dims=2)
+    if kind in GRIDS:
+        channels = int(table["channels"][0].as_py())
+        return FormSpec(kind=kind, channels=channels, dims=len(GRIDS[kind]))
     if kind == "equations":
         return form_of_problems(table)
     names = set(table.column_names)
@@ -241,14 +238,15 @@ def form_of(table: pa.Table, kind: str) -> FormSpec:
 def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu") -> Samples:
     """Makes prepared rows (`IDENTITY` and the columns of the form) resident on a device."""
     form = form_of(table, kind)
-    if kind == "images":
-        sets, sizes = image_sets(table, form)
+    if kind in GRIDS:
+        sets, sizes = grid_sets(table, form)
     elif kind == "equations":
         sets, sizes = {}, torch.zeros(table.num_rows, 2, dtype=torch.int64)
     elif kind in ("shapes", "points"):
         sets, sizes = point_sets(table, form), torch.zeros(table.num_rows, 2, dtype=torch.int64)
     else:
-        raise ValueError(f"no samples of kind {kind!r}; images, shapes and points can be loaded")
+        known = ", ".join((*GRIDS, "shapes", "points"))
+        raise ValueError(f"no samples of kind {kind!r}; {known} can be loaded")
     ids = table["sample_id"].to_pylist()
     names = table.column_names
     blank = [""] * len(ids)
@@ -265,8 +263,7 @@ def load_samples(table: pa.Table, kind: str, device: str | torch.device = "cpu")
             for name, s in sets.items()
         },
         sizes=sizes,
-        heights=sizes[:, 0].to(device),
-        widths=sizes[:, 1].to(device),
+        sides=sizes.to(device),
         voxels=None if (voxels := load_voxels(table)) is None else voxels.to(device),
         views=None if (views := load_views(table)) is None else views.to(device),
         problems=load_problems(table).to(device) if kind == "equations" else None,

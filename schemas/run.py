@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_v
 
 from schemas.base import Location, Schema, identity
 
-Kind = Literal["images", "shapes", "points", "views", "sequences", "equations"]
+Kind = Literal["images", "audio", "video", "shapes", "points", "views", "sequences", "equations"]
 Stage = Literal["ingest", "train", "fit", "evaluate"]
 
 
@@ -65,6 +65,7 @@ SAMPLE_SETS: dict[str, Kind] = {
     "photos": "images",
     "pictures": "images",
     "glyph-images": "images",
+    "sounds": "audio",
     "shapes": "shapes",
     "glyphs": "shapes",
     "scenes": "shapes",
@@ -139,6 +140,67 @@ class ImageIngest(CommonIngest):
     """A picture with more pixels is rejected (TOO_LARGE) before it is decoded."""
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of pixels set apart for evaluation, never drawn in fitting."""
+
+
+class AudioIngest(CommonIngest):
+    """Sounds as amplitudes in [-1, 1], 16 bits, at one rate."""
+
+    rate: int | None = Field(None, ge=100, le=1_000_000)
+    """Samples a second after resampling (a Kaiser-windowed low-pass, polyphase); absent: each
+    sound's own."""
+    seconds: float | None = Field(None, gt=0)
+    """Length of the part that is kept; shorter sounds are kept whole; absent: all of it."""
+    at: Literal["start", "middle"] = "start"
+    """Where the part that is kept lies."""
+    channels: Literal["mono", "keep"] = "mono"
+    """`mono`: the mean of the channels; `keep`: all, which must be as many in every sound."""
+    normalize: Literal["peak", "none"] = "peak"
+    """`peak`: the largest amplitude becomes 1, and what it was is recorded (column `peak`), as the
+    authors of SIREN do; `none`: amplitudes as they are, which must lie in [-1, 1]."""
+    silence_db: float = Field(-60.0, le=0)
+    """A sound whose amplitude nowhere departs from its mean by this much, in dB of full scale, is
+    silent: it is rejected (DEGENERATE)."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the time steps set apart for evaluation, never drawn in fitting."""
+    max_samples: int = Field(50_000_000, ge=2)
+    """A sound of which more would have to be read (time steps x channels) is rejected (TOO_LARGE)
+    before it is decoded."""
+
+
+class VideoIngest(CommonIngest):
+    """Videos as voxels: frames of uint8 pixels."""
+
+    unit_objects: int = Field(32, ge=1)
+    """Most samples in one ingest unit: a video is large."""
+    resolution: Pixels | tuple[Pixels, Pixels] | None = None
+    """Target height and width (one number: both); frames are cropped centrally to the aspect and
+    reduced by area averaging; absent = as they are."""
+    frames: int | None = Field(None, ge=2)
+    """Frames that are kept; shorter videos are kept whole; absent: all of them."""
+    at: Literal["start", "middle"] = "start"
+    """Where the frames that are kept lie."""
+    stride: int = Field(1, ge=1)
+    """Every how manieth frame is kept."""
+    fps: float | None = Field(None, gt=0)
+    """Frames a second instead of `stride`: of the file's own, those nearest before each moment."""
+    color: Literal["rgb", "gray"] = "rgb"
+    background: float = Field(1.0, ge=0, le=1)
+    """What transparent pixels (of animated pictures) are laid over."""
+    held_out: float = Field(0.05, ge=0, lt=1)
+    """Share of the voxels set apart for evaluation, never drawn in fitting."""
+    max_pixels: int = Field(64_000_000, ge=1)
+    """A video whose frames have more pixels is rejected (TOO_LARGE) before it is decoded."""
+    max_frames: int = Field(20_000, ge=2)
+    """A video of which more frames would have to be decoded is rejected (TOO_LARGE)."""
+    max_voxels: int = Field(64_000_000, ge=2)
+    """A video that would be larger after all this (frames x height x width) is rejected
+    (TOO_LARGE)."""
+
+    @model_validator(mode="after")
+    def _one_pace(self) -> VideoIngest:
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(f"fps: {self.fps:g} and stride: {self.stride} both choose the frames")
+        return self
 
 
 class ShapeIngest(CommonIngest):
@@ -228,6 +290,8 @@ class EquationIngest(CommonIngest):
 
 INGEST = {
     "images": ImageIngest,
+    "audio": AudioIngest,
+    "video": VideoIngest,
     "shapes": ShapeIngest,
     "points": PointIngest,
     "equations": EquationIngest,
@@ -322,7 +386,7 @@ class Run(Schema):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Dataset
-    ingest: ImageIngest | ShapeIngest | PointIngest | EquationIngest
+    ingest: ImageIngest | AudioIngest | VideoIngest | ShapeIngest | PointIngest | EquationIngest
     method: MethodChoice
     store: Location
     prepared: Location | None = None
@@ -353,6 +417,11 @@ class Run(Schema):
 
     @model_validator(mode="after")
     def _context_of_the_kind(self) -> Run:
+        if self.fit.context != "all" and self.dataset.kind in ("audio", "video"):
+            raise ValueError(
+                f"fit.context: {self.fit.context} is of images, shapes and points; "
+                f"{self.dataset.kind} has all"
+            )
         if self.fit.context != "all" and self.dataset.kind == "equations":
             raise ValueError(
                 f"fit.context: {self.fit.context} is of what is observed; equations have all"

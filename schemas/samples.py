@@ -113,6 +113,38 @@ GRID = pa.schema(
     ]
 )
 
+SOUND = pa.schema(
+    [
+        pa.field("pixels", pa.large_binary(), False),  # [length, channels]: (amplitude + 1) / 2
+        pa.field("length", pa.int32(), False),  # time steps
+        pa.field("channels", pa.int32(), False),
+        pa.field("dtype", pa.string(), False),  # uint16
+        pa.field("held_out", pa.large_binary(), False),  # bits, np.packbits of [length]
+        pa.field("rate", pa.int32(), False),  # time steps a second
+        pa.field("peak", pa.float64(), False),  # the file's amplitude = stored amplitude * peak
+    ]
+)
+
+CLIP = pa.schema(
+    [
+        pa.field("pixels", pa.large_binary(), False),  # [frames, height, width, channels]
+        pa.field("frames", pa.int32(), False),
+        pa.field("height", pa.int32(), False),
+        pa.field("width", pa.int32(), False),
+        pa.field("channels", pa.int32(), False),
+        pa.field("dtype", pa.string(), False),  # uint8
+        pa.field("held_out", pa.large_binary(), False),  # bits of [frames * height * width]
+        pa.field("fps", pa.float64(), False),  # frames a second, NaN where the file does not say
+    ]
+)
+
+GRIDS = {
+    "images": ("height", "width"),
+    "audio": ("length",),
+    "video": ("frames", "height", "width"),
+}
+"""Kinds whose samples are values on a regular grid, with the columns of its sides."""
+
 EQUATIONS = pa.schema(
     [
         pa.field("equation", pa.string(), False),  # helmholtz | wave
@@ -198,6 +230,8 @@ SHAPES = points_schema(signed=True, normals=True, color=True, part=True)
 POINTS = points_schema(signed=False, normals=True, color=True)
 FORMS = {
     "images": GRID,
+    "audio": SOUND,
+    "video": CLIP,
     "shapes": SHAPES,
     "points": POINTS,
     "equations": EQUATIONS,
@@ -232,7 +266,7 @@ class FormSpec(Schema):
 
     kind: str
     channels: int | None = None
-    """Color channels of images."""
+    """Color channels of images and videos, channels of sounds."""
     dims: int
     """Coordinate axes of a field of these samples."""
     signed: bool = False

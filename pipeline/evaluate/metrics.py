@@ -11,6 +11,12 @@ from jaxtyping import Float
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from pipeline.evaluate.grid_metrics import (
+    SOUND_METRICS,
+    VIDEO_METRICS,
+    measure_sound,
+    measure_video,
+)
 from pipeline.evaluate.inside import level_of, signed_values
 from pipeline.evaluate.mesh_metrics import mesh_metric_columns as mesh_metric_columns
 from pipeline.evaluate.mesh_metrics import mesh_metrics as mesh_metrics
@@ -92,6 +98,8 @@ POINT_METRICS = (
 GRADIENT_POINTS, GRADIENT_STEP = 1024, 1e-3
 CHEAP = {
     "images": IMAGE_METRICS,
+    "audio": SOUND_METRICS,
+    "video": VIDEO_METRICS,
     "shapes": SHAPE_METRICS,
     "points": POINT_METRICS,
     "equations": WAVE_METRICS,
@@ -192,6 +200,8 @@ def measure_table(
     """
     measure_line = {
         "images": _measure_image,
+        "audio": measure_sound,
+        "video": measure_video,
         "shapes": _measure_shape,
         "points": _measure_cloud,
         "equations": measure_wave,

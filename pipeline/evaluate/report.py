@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.evaluate.opened import OpenedStore
 from schemas.store import USABLE, RowStatus
 
-MAIN_METRICS = ("psnr", "iou_near", "iou_uniform", "distance_surface", "relative_l2")
+MAIN_METRICS = ("psnr", "snr", "iou_near", "iou_uniform", "distance_surface", "relative_l2")
 """The first of these that a store has is written under its rows."""
 
 

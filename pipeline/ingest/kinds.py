@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
+from schemas.run import INGEST
+
 IMAGE_SUFFIXES = frozenset(
     f".{name}"
     for name in "png jpg jpeg jpe jfif webp tif tiff bmp gif ppm pgm pbm pnm".split()  # noqa: SIM905
@@ -25,11 +27,15 @@ def sample_suffixes(kind: str) -> frozenset[str]:
         from pipeline.ingest.clouds import CLOUD_SUFFIXES
 
         return frozenset(CLOUD_SUFFIXES)
+    if kind == "audio":
+        from pipeline.ingest.audio import AUDIO_SUFFIXES
+
+        return AUDIO_SUFFIXES
     if kind == "equations":
         from pipeline.ingest.equations import EQUATION_SUFFIXES
 
         return frozenset(EQUATION_SUFFIXES)
-    raise ValueError(f"ingest of kind '{kind}' is not built; images, shapes and points are")
+    raise ValueError(f"ingest of kind '{kind}' is not built; {', '.join(INGEST)} are")
 
 
 def suffix(key: str) -> str:

@@ -16,7 +16,7 @@ from pipeline.ingest.target import find_target
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.run import CommonIngest, Dataset, ingest_keys
-from schemas.samples import IngestOutcome, SampleStatus, form_schema
+from schemas.samples import GRIDS, IngestOutcome, SampleStatus, form_schema
 
 
 def ingest_unit(
@@ -49,7 +49,7 @@ def ingest_unit(
     writer = ShardWriter(objects, unit, form, ingest.unit_objects)
     decoder = guard(dataset.kind, ingest)
     before, rows, writing = decoder.decodes, [], 0.0
-    seed_key = _by_id if dataset.kind == "images" else _by_bytes
+    seed_key = _by_id if dataset.kind in GRIDS else _by_bytes
     for member, decoded in decoder.run(clock, seed_key):
         row = _row(member, unit, decoded)
         if decoded.columns is not None:

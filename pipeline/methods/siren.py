@@ -1,5 +1,5 @@
-"""SIREN: a sinusoidal network for each image (Sitzmann et al. 2020, "Implicit Neural
-Representations with Periodic Activation Functions").
+"""SIREN: a sinusoidal network for each image, sound or video (Sitzmann et al. 2020, "Implicit
+Neural Representations with Periodic Activation Functions").
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from pipeline.fitting.method import Method
 
 PAPER = "Sitzmann et al. 2020, NeurIPS, arXiv 2006.09661"
-KINDS = ("images",)
+KINDS = ("images", "audio", "video")
 STRATEGY = "per sample"
-STORES = "params: the weights of one sine network an image"
+STORES = "params: the weights of one sine network a sample"
+OMEGA_FIRST = {"images": 30.0, "audio": 3000.0, "video": 30.0}
+"""Frequency factors of the first layer for coordinates in [-1, 1] (the authors' code: sounds have
+theirs in [-100, 100], times 30)."""
+QUANTITY = {"images": "color", "audio": "amplitude", "video": "color"}
+AXES = {
+    "images": ["x (right)", "y (down)"],
+    "audio": ["t"],
+    "video": ["t", "y (down)", "x (right)"],
+}
+CENTERS = {"images": "pixel_centers", "audio": "time_steps", "video": "voxel_centers"}
+PRIOR_WEIGHT = {"tv": 1e-2, "hessian": 1e-4}
 
 
 class Config(Schema):
@@ -27,8 +38,9 @@ class Config(Schema):
     """Units of a sine layer."""
     depth: int = Field(3, ge=1)
     """Number of sine layers (before the linear output)."""
-    omega_first: float = Field(30.0, gt=0)
-    """Frequency factor of the first layer (sec. 3.2, supplement 1.5)."""
+    omega_first: float | None = Field(None, gt=0)
+    """Frequency factor of the first layer (sec. 3.2, supplement 1.5); absent: 30, of sounds 3000
+    (the coordinates of all lie in [-1, 1])."""
     omega_hidden: float = Field(30.0, gt=0)
     """Frequency factor of the others."""
     rate: float = Field(2e-3, gt=0)
@@ -53,6 +65,15 @@ class Config(Schema):
     pixels. That pays from learned hidden layers (`start: common`, `shared_from`), and with few
     layers (`benchmarks/results/engine.md`)."""
 
+    prior: Literal["none", "tv", "hessian"] = "none"
+    """What else is asked of a picture that is known in part (sec. 4.1, inpainting): small gradients
+    (total variation) or small second derivatives, on average over random points."""
+    prior_weight: float | None = Field(None, gt=0)
+    """Weight of that, for values and coordinates in [-1, 1]; absent: 0.01 of `tv`, 1e-4 of
+    `hessian`."""
+    prior_points: int = Field(512, ge=1)
+    """Random points of it a step (authors' code: half as many as the picture has pixels)."""
+
     @classmethod
     def presets(cls) -> dict[str, Config]:
         """`paper`: the authors' image experiment (experiment_scripts/train_img.py): 4 sine layers x
@@ -63,7 +84,7 @@ class Config(Schema):
 
 
 def build(config: Config, form: FormSpec) -> Method:
-    """A sine network from (x, y) to the channels of an image, with values in [-1, 1]."""
+    """A sine network from coordinates to the channels of a sample, with values in [-1, 1]."""
     from pipeline.fields.mlp import MLP
     from pipeline.fields.sine import sine_layers
     from pipeline.fitting.method import Descend, Field, PerSample, Phase, Target
@@ -71,49 +92,70 @@ def build(config: Config, form: FormSpec) -> Method:
     from pipeline.fitting.readout import SolvedReadout
     from pipeline.fitting.schedules import Constant, Cosine
     from pipeline.objectives.photometric import ColorError, mse_of_psnr
+    from pipeline.objectives.smoothness import SmoothColorError
     from pipeline.samples import ALL, Size
 
     if form.kind not in KINDS:
-        raise ValueError(f"siren fits images; this dataset has {form.kind} (try 'sdf' for shapes)")
+        raise ValueError(
+            f"siren fits images, audio and video; this dataset has {form.kind} (try 'sdf' for "
+            "shapes)"
+        )
+    omega_first = config.omega_first or OMEGA_FIRST[form.kind]
     layers = sine_layers(
-        2,
+        form.dims,
         config.width,
         config.depth,
         form.channels,
-        omega_first=config.omega_first,
+        omega_first=omega_first,
         omega_hidden=config.omega_hidden,
     )
-    model = MLP(2, layers)
+    model = MLP(form.dims, layers)
+    quantity, sound = QUANTITY[form.kind], form.kind == "audio"
 
     def read(bound, coords):
-        return {"color": bound(coords).mul(0.5).add(0.5).clamp(0, 1)}
+        value = bound(coords)
+        return {quantity: value.clamp(-1, 1) if sound else value.mul(0.5).add(0.5).clamp(0, 1)}
 
     rate = Constant(config.rate)
     if config.schedule == "cosine":
         rate = Cosine(config.rate, config.steps, config.warmup, config.rate / 100)
+    loss = ColorError()
+    if config.prior != "none":
+        weight = config.prior_weight or PRIOR_WEIGHT[config.prior]
+        loss = SmoothColorError(config.prior, weight, config.prior_points)
+    elif config.prior_weight is not None:
+        raise ValueError(
+            f"siren: prior_weight = {config.prior_weight:g} has no effect without a prior; set "
+            "prior to tv or hessian"
+        )
     target = None
     if config.target_psnr is not None:
         target = Target(mse_of_psnr(config.target_psnr), "mse", describe=_decibel)
     phase = Phase(
         steps=config.steps,
         size=Size(pixels=ALL, most=4096) if config.pixels is None else Size(pixels=config.pixels),
-        updates=(Descend(ColorError(), {"": Adam(rate, betas=(config.momentum, 0.999))}),),
+        updates=(Descend(loss, {"": Adam(rate, betas=(config.momentum, 0.999))}),),
         enter=SolvedReadout(ColorError()) if config.readout == "solved" else None,
         target=target,
     )
+    last = [] if sound else [{"kind": "affine", "scale": 0.5, "offset": 0.5}]
     field = Field(
         method="siren",
         config=config,
         form=form,
         model=model,
         read=read,
-        layers=[*model.describe(""), {"kind": "affine", "scale": 0.5, "offset": 0.5}],
+        layers=[*model.describe(""), *last],
         coords={
-            "axes": ["x (right)", "y (down)"],
+            "axes": AXES[form.kind],
             "range": [-1.0, 1.0],
-            "pixel_centers": "(2 i + 1) / size - 1",
+            CENTERS[form.kind]: "(2 i + 1) / size - 1",
         },
-        output={"quantity": "color", "channels": form.channels, "range": [0.0, 1.0]},
+        output={
+            "quantity": quantity,
+            "channels": form.channels,
+            "range": [-1.0 if sound else 0.0, 1.0],
+        },
     )
     return PerSample(field, fit=(phase,), start=config.start)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline import store as stores
 from pipeline.ingest.prepared import Prepared
 from pipeline.stages.common import peak_bytes, prepared_of
-from pipeline.stages.plan import NORMALIZATION, PICTURE
+from pipeline.stages.plan import SOURCE_COLUMNS
 from pipeline.storage import Objects, open_objects
 from schemas.base import identity
 from schemas.run import Run
@@ -52,8 +52,9 @@ def summarize(run: Run) -> Summary:
     status = index["status"].to_numpy()
     usable = np.isin(status, [int(s) for s in USABLE])
     metrics = {}
+    of_sources = {column.name for columns in SOURCE_COLUMNS.values() for column in columns}
     for column in reader.plan.columns:
-        if column in (*NORMALIZATION, *PICTURE) or column.dtype not in ("float32", "float64"):
+        if column.name in of_sources or column.dtype not in ("float32", "float64"):
             continue
         metrics[column.name] = index[column.name].to_numpy()[usable]
     done = Evaluation.of(run, reader.objects).result()

@@ -188,9 +188,9 @@ class Fitter:
         samples = restricted(samples, self.run.fit.context, seed=self.run.seed)
         wanted = self.method.field.form.channels
         if samples.form.channels != wanted:
+            key = "ingest.channels: mono" if kind == "audio" else "ingest.color to rgb or gray"
             raise ValueError(
-                f"has {samples.form.channels} channels, the first samples {wanted}; "
-                "set ingest.color to rgb or gray"
+                f"has {samples.form.channels} channels, the first samples {wanted}; set {key}"
             )
         kept = {i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept}
         fitted, seconds = self.together.fit(samples, seed, kept)

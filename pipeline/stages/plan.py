@@ -17,7 +17,7 @@ from pipeline.stages.train import TrainFiles, needs_training
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.run import Run
-from schemas.samples import PreparedMeta
+from schemas.samples import GRIDS, PreparedMeta
 from schemas.store import SHARD_BYTES, ColumnSpec, Plan, Segment
 
 FIT_SECONDS = 120.0
@@ -40,6 +40,16 @@ PICTURE = (
     ColumnSpec(name="height", dtype="int32", description="rows of the picture that was fitted"),
     ColumnSpec(name="width", dtype="int32", description="columns of the picture that was fitted"),
 )
+SOUND = (
+    ColumnSpec(name="length", dtype="int32", description="time steps of the sound"),
+    ColumnSpec(name="rate", dtype="int32", description="time steps a second"),
+    ColumnSpec(name="peak", dtype="float64", description="file's amplitude = amplitude * peak"),
+)
+VIDEO = (
+    ColumnSpec(name="frames", dtype="int32", description="frames of the video that was fitted"),
+    *PICTURE,
+    ColumnSpec(name="fps", dtype="float64", description="frames a second; NaN if not known"),
+)
 PROBLEM = (
     ColumnSpec(name="wavenumber", dtype="float64", description="k in units of fields; 0: a wave"),
     ColumnSpec(name="duration", dtype="float64", description="in units of fields; 0: no wave"),
@@ -54,6 +64,8 @@ SOURCE_COLUMNS = {
     "shapes": NORMALIZATION,
     "points": NORMALIZATION[:4],
     "images": PICTURE,
+    "audio": SOUND,
+    "video": VIDEO,
     "equations": PROBLEM,
 }
 """What a row must carry of its sample so that it can be used with the source gone."""
@@ -61,8 +73,8 @@ SOURCE_COLUMNS = {
 
 def source_columns(kind: str, table: pa.Table) -> dict[str, list[Any]]:
     """The values of `SOURCE_COLUMNS`."""
-    if kind == "images":
-        return {name: table[name].to_pylist() for name in ("height", "width")}
+    if kind in GRIDS:
+        return {c.name: table[c.name].to_pylist() for c in SOURCE_COLUMNS[kind]}
     if kind == "equations":
         return {c.name: table[c.name].to_pylist() for c in PROBLEM}
     centers = np.array(table["center"].to_pylist(), float).reshape(-1, 3)

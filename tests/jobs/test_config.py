@@ -153,7 +153,7 @@ def test_overrides_set_any_key(write):
         ("method.name=os", "unknown method 'os'; 'methods' lists all of them"),
         ("method.name=../evil", "unknown method"),
         ("method.preset=papper", "method.preset: must be 'default' or 'paper'"),
-        ("dataset.kind=shapes", "'siren' fits images, not shapes"),
+        ("dataset.kind=shapes", "'siren' fits images, audio and video, not shapes"),
         ("store=https://host/x.zarr", "a store needs a file, s3 or memory URL"),
         ("store=ftp://host/x.zarr", "scheme 'ftp' is not one of"),
         ("store=s3://KEY:SECRET@bucket/x.zarr", "keys must not stand in a URL"),

@@ -206,7 +206,7 @@ def test_methods_and_config_show(finished, capsys):
     assert main(["config", "show", str(finished / "run.yaml"), "seed=7"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["seed"] == 7
-    assert shown["method"]["omega_first"] == 30.0
+    assert shown["method"]["omega_hidden"] == 30.0
 
 
 def test_light_verbs_load_neither_torch_nor_ray(finished):

@@ -13,11 +13,16 @@ from schemas.store import FieldSpec
 
 FORMS = {
     "images": FormSpec(kind="images", channels=3, dims=2),
+    "audio": FormSpec(kind="audio", channels=1, dims=1),
+    "video": FormSpec(kind="video", channels=3, dims=3),
     "shapes": FormSpec(
         kind="shapes", dims=3, signed=True, normals=True, voxels=64, views=4, view_size=64
     ),
     "points": FormSpec(kind="points", dims=3, normals=True),
+    "equations": FormSpec(kind="equations", dims=1, channels=2, equation="helmholtz"),
 }
+OTHERS = {"wave": FormSpec(kind="equations", dims=2, channels=1, equation="wave")}
+"""Forms of methods that want another one of the same kind."""
 CASES = [
     (name, preset)
     for name in methods.method_names()
@@ -27,7 +32,7 @@ CASES = [
 
 def built(name, preset):
     config = methods.configure(name, preset)
-    return methods.build(name, config, FORMS[methods.load(name).KINDS[0]])
+    return methods.build(name, config, OTHERS.get(name, FORMS[methods.load(name).KINDS[0]]))
 
 
 @pytest.mark.parametrize(("name", "preset"), CASES)

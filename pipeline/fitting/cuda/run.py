@@ -24,6 +24,7 @@ from pipeline.fitting.schedules import schedule
 from pipeline.fitting.units import Unit
 from pipeline.objectives.photometric import ColorError
 from pipeline.samples import ALL, Samples, Size
+from schemas.samples import GRIDS
 
 Mode = Literal["fp32", "tf32", "bf16"]
 """What the products' factors are rounded to, see `kernel`."""
@@ -261,7 +262,7 @@ class Loop:
 
     def _tags(self) -> list[str]:
         """Names under which the sets draw, as `samples.Samples` gives them."""
-        if self.method.field.form.kind == "images":
+        if self.method.field.form.kind in GRIDS:
             return ["pixels"]
         size, prefix = self.found.phase.size, ""
         if self.found.phase.role == "query":
@@ -350,6 +351,6 @@ class Loop:
 
 
 def _all_of(samples: Samples, name: str) -> Size:
-    if samples.form.kind == "images":
+    if samples.form.kind in GRIDS:
         return Size(pixels=ALL)
     return Size(pixels=0, **{name.removeprefix("held_"): ALL})

@@ -23,6 +23,7 @@ from pipeline.fitting.step import DIVERGED
 from pipeline.fitting.units import Unit
 from pipeline.objectives.photometric import ColorError
 from pipeline.samples import ALL, Samples, Size
+from schemas.samples import GRIDS
 
 CHUNK_POINTS = 2**18
 """Points that are decoded at a time."""
@@ -163,7 +164,7 @@ class Loop:
             # A set drawn whole beside others: a block of all its points, from any of them on.
             sizes = [-t if t < 0 else n for t, n in zip(taken, counts)]
             sets = [[int(s), n, int(t)] for s, n, t in zip(starts, counts, sizes)]
-            tags = ["pixels" if samples.form.kind == "images" else name for name in decoded]
+            tags = ["pixels" if samples.form.kind in GRIDS else name for name in decoded]
         return (
             points_of(coords, passes.ROWS),
             few(wanted),
@@ -208,6 +209,6 @@ def loop_of(method: Recognized | RecognizedCodes, shared: Tensors) -> Loop:
 
 
 def _all_of(samples: Samples, name: str) -> Size:
-    if samples.form.kind == "images":
+    if samples.form.kind in GRIDS:
         return Size(pixels=ALL)
     return Size(pixels=0, **{name.removeprefix("held_"): ALL})
