@@ -11,6 +11,7 @@ import torch
 
 from pipeline.fitting.lanes import RETRY_FACTOR
 from pipeline.fitting.method import (
+    Encoded,
     MetaLearned,
     Method,
     PerSample,
@@ -35,6 +36,8 @@ def describe(
         start = "learned"
     elif isinstance(method, PerSample) and method.start == "common":
         start = f"common/{seed}"
+    elif isinstance(method, Encoded) and method.weights:
+        start = "encoded"
     return FieldSpec(
         method=method.field.method,
         config=method.field.config.model_dump(mode="json"),

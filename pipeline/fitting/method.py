@@ -148,7 +148,8 @@ class MetaLearned(_Strategy):
 
 @dataclass(frozen=True)
 class Encoded(_Strategy):
-    """A row = latents that an encoder computes from the context."""
+    """A row = latents that an encoder computes from the context, or weights that a hypernetwork
+    behind it does."""
 
     encode: Callable[[Bound, Batch, Draw], tuple[Tensors, dict[str, Tensor]]]
     """Rows, and loss terms of its own (a divergence from the prior)."""
@@ -156,6 +157,8 @@ class Encoded(_Strategy):
     """What the encoder sees."""
     train: tuple[Phase, ...]
     fit: tuple[Phase, ...] = ()
+    weights: tuple[str, ...] = ()
+    """Prefixes of the network weights that `encode` gives for each sample."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,9 @@ def row_names(method: Method) -> list[str]:
     match method:
         case PerSample():
             return parameters
-        case MetaLearned(rows=prefixes):
+        case MetaLearned(rows=prefixes) | Encoded(weights=prefixes):
             return [n for n in parameters if n in latents or n.startswith(prefixes)]
-        case Autodecoded() | Encoded() | Adversarial():
+        case Autodecoded() | Adversarial():
             return [name for name in parameters if name in latents]
 
 

@@ -98,7 +98,29 @@ def row_arrays(method: Method) -> tuple[ArraySpec, ...]:
                 attributes=module.attributes,
             )
         )
-    return (*arrays, *shared_arrays(start_shared(method, 0)))
+    return (*arrays, *shared_arrays(_shared_like(method)))
+
+
+def _shared_like(method: Method) -> Tensors:
+    """Tensors with the names, shapes and types of what `start_shared` gives; drawing the values of
+    a large hypernetwork takes many seconds."""
+    model = method.field.model
+    current = dict(model.named_parameters()) | dict(model.named_buffers())
+    like = {name: current[name] for name in shared_names(method)}
+    if _has_start(method):
+        names = row_names(method)
+        like |= {START + name: current[name] for name in names}
+        if isinstance(method, MetaLearned) and method.inner.learned != "none":
+            for name in names:
+                shape = current[name].shape if method.inner.learned == "parameter" else ()
+                like[RATE + name] = torch.zeros(()).expand(method.inner.steps, *shape)
+    return like
+
+
+def _has_start(method: Method) -> bool:
+    """Whether the store keeps where rows start."""
+    common = isinstance(method, PerSample) and method.start == "common"
+    return common or isinstance(method, MetaLearned)
 
 
 def shared_arrays(shared: Tensors) -> tuple[ArraySpec, ...]:
@@ -168,9 +190,7 @@ def start_shared(method: Method, seed: int, device: str | torch.device = "cpu") 
     model = method.field.model
     draw = Draw.once(seed=seed, stage="shared")
     shared = start_once(model, shared_names(method), draw)
-    if isinstance(method, MetaLearned) or (
-        isinstance(method, PerSample) and method.start == "common"
-    ):
+    if _has_start(method):
         starts = start_once(model, row_names(method), draw)
         shared |= {START + name: value for name, value in starts.items()}
         if isinstance(method, MetaLearned) and method.inner.learned != "none":
