@@ -103,3 +103,24 @@ def classifier_features(model: Classifier) -> Extractor:
         return torch.cat([model.features(part) for part in x.split(256)])
 
     return extract
+
+
+@torch.no_grad()
+def class_measures(
+    model: Classifier, made: Float[Tensor, "n c h w"], real: Float[Tensor, "m c h w"]
+) -> dict[str, float]:
+    """What a classifier sees in samples: `confidence`, the mean probability of its answer, and
+    `class_shift`, the total variation between its answers' shares here and on real pictures."""
+
+    def chances(x: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in x.split(256)]).softmax(1)
+
+    def shares(chance: Tensor) -> Tensor:
+        counts = torch.bincount(chance.argmax(1), minlength=chance.shape[1])
+        return counts.double() / len(chance)
+
+    found, expected = chances(made), chances(real)
+    return {
+        "confidence": float(found.amax(1).double().mean()),
+        "class_shift": float((shares(found) - shares(expected)).abs().sum() / 2),
+    }

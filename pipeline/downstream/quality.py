@@ -16,6 +16,7 @@ from torch import Tensor
 from pipeline.downstream.codes import choose, finite_rows
 from pipeline.downstream.decoded import Pictures, Surfaces, decodable, decode
 from pipeline.downstream.features import (
+    class_measures,
     classifier_features,
     load_classifier,
     pca_features,
@@ -51,6 +52,8 @@ DESCRIBED = {
     "spread": "deviation of samples over that of real rows",
     "frechet": "squared Frechet distance of features",
     "kid": "squared kernel distance of features (x 1000)",
+    "confidence": "mean probability of a classifier's answer",
+    "class_shift": "share of samples in classes that are too frequent, as a classifier sees them",
     "nearest_learned": "mean distance to the nearest row learned from; far below real: copies",
     "nll": "mean negative log-density of held-out rows, in nats",
     "rarest": "share of the rarest class among the nearest rows learned from; 0: a class is lost",
@@ -250,7 +253,7 @@ def _compare_pictures(
     lesson: Lesson, sets: dict[str, Any], real: Pictures, labels: Int[Tensor, "n"]
 ) -> dict[str, dict[str, float]]:
     options = lesson.job.evaluate
-    learned = sets["real"].values
+    learned, model = sets["real"].values, None
     if options.features == "pca":
         extract = pca_features(learned, options.dimensions)
     elif options.features == "classifier":
@@ -258,11 +261,11 @@ def _compare_pictures(
             raise ValueError(
                 "evaluate.features: a classifier needs labels, which the rows lack; use pca"
             )
-        extract = classifier_features(
-            train_classifier(learned, labels, len(lesson.space.classes), seed=lesson.job.seed)
-        )
+        model = train_classifier(learned, labels, len(lesson.space.classes), seed=lesson.job.seed)
     else:
-        extract = classifier_features(load_classifier(options.features))
+        model = load_classifier(options.features)
+    if model is not None:
+        extract = classifier_features(model)
     reference = extract(real.values)
     among = distances(reference, reference)
     found = {}
@@ -273,6 +276,8 @@ def _compare_pictures(
         )
         found[name]["frechet"] = frechet_distance(features, reference)
         found[name]["kid"] = 1000 * kernel_distance(features, reference)
+        if model is not None:
+            found[name] |= class_measures(model, pictures.values, real.values)
     return found
 
 

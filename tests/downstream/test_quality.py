@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from pipeline.downstream.decoded import Pictures, Surfaces, decode
 from pipeline.downstream.features import (
     Classifier,
+    class_measures,
     load_classifier,
     pca_features,
     train_classifier,
@@ -111,7 +112,13 @@ def test_features_are_those_of_a_classifier_of_ones_own(pictures, tmp_path):
     assert torch.equal(again.features(x), model.features(x))
     job = job_of(pictures, tmp_path / "b", evaluate={"rows": 10, "features": path})
     run_prior(job)
-    assert read_report(open_lesson(job))["quality"]["table"]["decoded"]["real"]["kid"] is not None
+    real = read_report(open_lesson(job))["quality"]["table"]["decoded"]["real"]
+    assert real["kid"] is not None
+    assert 0.5 <= real["confidence"] <= 1 and 0 <= real["class_shift"] <= 1
+    sure, one_class = class_measures(model, x, x), class_measures(model, x[labels == 1], x)
+    assert sure["class_shift"] == 0
+    assert one_class["class_shift"] == pytest.approx(0.5, abs=0.1)  # half of them are missing
+    assert class_measures(model, torch.rand(40, 3, 8, 8), x)["confidence"] <= 1
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"not the weights of the classifier.*net\.0\.weight"):
         load_classifier(path)
