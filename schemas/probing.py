@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from schemas.base import Location, Schema, identity
 from schemas.downstream import Job, Split
@@ -104,8 +104,8 @@ class PartLabels(Schema):
     masks: Location | None = None
     """Folder of masks named as the samples, e.g. `cats/1.jpg` -> `cats/1.png`."""
     names: dict[str, str] = {}
-    """Part -> class; parts that are not named have their own name, without a number at its end
-    (`leg 3` -> `leg`)."""
+    """Part -> class; a name may be a pattern (`PIN*`, `"*"`), of which the first that fits counts;
+    parts that none fits have their own name, without a number at its end (`leg 3` -> `leg`)."""
     ignore: tuple[str, ...] = ()
     """Classes (of masks: numbers) that are neither learned nor measured."""
 
@@ -124,6 +124,18 @@ class SegmentJob(_InMemory):
     labels: PartLabels = PartLabels()
     labelled: int = Field(10, ge=1)
     """Samples whose labels are learned from: seeded, from `source.split`."""
+    spread: bool = True
+    """They are taken from the classes of samples in turn, as far as samples have classes."""
+    measured: int = Field(200, ge=1)
+    """Most samples that are measured, seeded, from `test`."""
+    surroundings: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.25, 0.5)
+    """Distances (scene units) at which heads on fields also look around each point; empty: they
+    know the features of the point alone."""
+    whole: bool = True
+    """Also train from scratch a network that sees whole samples: a U-Net of pictures, a PointNet of
+    points."""
+    raw_side: int = Field(64, ge=8)
+    """Longest side of the pictures that the U-Net sees."""
     points: int = Field(1024, ge=16)
     """Most points or pixels of a sample, in learning and in measuring."""
     width: int = Field(128, ge=1)

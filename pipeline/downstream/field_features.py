@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.evaluate.opened import OpenedStore
 from pipeline.fields.bind import Bound, bind
@@ -53,22 +57,53 @@ def features(
     return seen[0]
 
 
+def directions(dims: int) -> Float[Tensor, "k d"]:
+    """Unit vectors: 2 on a line, the 8 neighbors of a pixel in a plane, faces and corners of a cube
+    in space (14), axes in more."""
+    if dims > 3:
+        return torch.cat([torch.eye(dims), -torch.eye(dims)])
+    wanted = (1, dims) if dims == 3 else range(1, dims + 1)
+    found = [v for v in itertools.product((-1.0, 0.0, 1.0), repeat=dims)
+             if sum(map(abs, v)) in wanted]  # fmt: skip
+    return F.normalize(torch.tensor(found), dim=1)
+
+
+def surroundings(
+    opened: OpenedStore, bound: Bound, coords: Float[Tensor, "p d"], distances: Sequence[float]
+) -> Float[Tensor, "p f"]:
+    """What the field says at points and around them, all directions at each distance: unlike hidden
+    units, values mean the same in every field. Outside of [-1, 1] the nearest point inside counts.
+    """
+    around = directions(coords.shape[1]).to(coords)
+    offsets = torch.cat([torch.zeros_like(around[:1]), *(around * d for d in distances)])
+    places = (coords[:, None] + offsets).clamp(-1, 1).flatten(0, 1)
+    with torch.no_grad():
+        found = [
+            opened.method.field.read(bound, part[None])[opened.quantity][0].reshape(len(part), -1)
+            for part in places.split(CHUNK)
+        ]
+    return torch.cat(found).reshape(len(coords), -1)
+
+
+def bound_features(
+    method: Method, bound: Bound, coords: Float[Tensor, "p d"]
+) -> Float[Tensor, "p f"]:
+    """Features of one field, some points at a time."""
+    return torch.cat([features(method, bound, x[None])[0] for x in coords.split(CHUNK)])
+
+
 def row_features(
     opened: OpenedStore, row: int, coords: Float[Tensor, "p d"]
 ) -> Float[Tensor, "p f"]:
     """Features of one row of a store."""
-    bound = opened.bound(row)
-    return torch.cat([features(opened.method, bound, x[None])[0] for x in coords.split(CHUNK)])
+    return bound_features(opened.method, opened.bound(row), coords)
 
 
-def untrained_features(
-    opened: OpenedStore, row: int, coords: Float[Tensor, "p d"], seed: int
-) -> Float[Tensor, "p f"]:
-    """The same of a field whose shared network is as it starts: what training brought is gone."""
+def untrained_bound(opened: OpenedStore, row: int, seed: int) -> Bound:
+    """The field of a row with the shared network as it starts: what training brought is gone."""
     shared = start_shared(opened.method, seed, opened.device)
     tensors = bindable(opened.method, shared, opened.row_tensors(row))
-    bound = bind(opened.method.field.model, tensors)
-    return torch.cat([features(opened.method, bound, x[None])[0] for x in coords.split(CHUNK)])
+    return bind(opened.method.field.model, tensors)
 
 
 def row_latent(opened: OpenedStore, row: int) -> Float[Tensor, "z"]:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
@@ -88,16 +89,20 @@ def class_of(part: str, labels: PartLabels) -> str:
     """The class of a part by its name."""
     if part in labels.names:
         return labels.names[part]
+    for pattern, name in labels.names.items():
+        if fnmatchcase(part, pattern):
+            return name
     return re.sub(r"[\s._-]*\d+$", "", part) or part
 
 
 def mask_labels(masks: Location, ids: Sequence[str], ignore: Sequence[str]) -> LabeledSamples:
-    """Pixels with the numbers of masks; `cats/1.jpg` has the mask `cats/1.png`."""
+    """Pixels with the numbers of masks; `cats/1.jpg` has the mask `cats/1.png`, a member of a file
+    `cats.gz#7` the mask `cats.gz#7.png`."""
     objects = open_objects(masks)
     keys = {_stem(entry.key): entry.key for entry in objects.list("")}
     found = {}
     for sample in ids:
-        key = keys.get(_stem(sample))
+        key = keys.get(sample) or keys.get(_stem(sample))
         if key is not None:
             found[sample] = _mask(objects, key)
     if not found:

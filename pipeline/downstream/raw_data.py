@@ -30,6 +30,8 @@ class RawData:
     values: Float[Tensor, "n d"]
     points: Float[Tensor, "n p 3"] | None = None
     """Of shapes and clouds: points on surfaces."""
+    pictures: Float[Tensor, "n c h w"] | None = None
+    """Of images: the values, unflattened."""
 
 
 def raw_data(
@@ -47,7 +49,12 @@ def raw_data(
         found = dict(_pictures(prepared, set(ids), columns, side))
         values = torch.stack([found[name] for name in _all_known(ids, found, prepared)])
         height, width = values.shape[-2:]
-        return RawData(f"pixels, {height} x {width}", values.flatten(1))
+        return RawData(f"pixels, {height} x {width}", values.flatten(1), pictures=values)
+    if prepared.meta.kind in ("audio", "video"):
+        raise ValueError(
+            f"{prepared.location.url} holds {prepared.meta.kind}: raw data are compared of images, "
+            "shapes and points; set raw: false"
+        )
     found = dict(_surfaces(prepared, set(ids)))
     clouds = [found[name] for name in _all_known(ids, found, prepared)]
     counted = torch.stack([_counts(cloud, cells) for cloud in clouds])

@@ -1,6 +1,6 @@
-"""Segmentation from few labels: a linear head on the features of fitted fields, beside a network
-that is trained from scratch on the same labels (after Kohli et al. 2020, "Semantic Implicit Neural
-Scene Representations with Semi-Supervised Training").
+"""Segmentation from few labels: heads on the features of fitted fields, beside networks that are
+trained from scratch on the same labels (after Kohli et al. 2020, "Semantic Implicit Neural Scene
+Representations with Semi-Supervised Training").
 """
 
 from __future__ import annotations
@@ -12,19 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from pipeline.downstream.classify import moments, perceptron
 from pipeline.downstream.codes import selection_options
-from pipeline.downstream.course import ALONE
-from pipeline.downstream.field_features import (
-    last_layer,
-    row_features,
-    row_latent,
-    untrained_features,
-)
+from pipeline.downstream.course import ALONE, Course
+from pipeline.downstream.field_features import last_layer
+from pipeline.downstream.lesson import JobFiles
+from pipeline.downstream.miou import intersection_over_union
 from pipeline.downstream.part_labels import (
     IGNORED,
     Labeled,
@@ -32,9 +26,18 @@ from pipeline.downstream.part_labels import (
     mask_labels,
     part_labels,
 )
-from pipeline.downstream.raw_data import prepared_beside
+from pipeline.downstream.raw_data import prepared_beside, raw_data
+from pipeline.downstream.readings import (
+    FEATURES,
+    Parts,
+    class_weights,
+    inputs_of,
+    parts_of,
+    readings,
+    trained_head,
+)
+from pipeline.downstream.scratch import segmented_pictures, segmented_points
 from pipeline.downstream.selection import Selection, select
-from pipeline.draw import Draw
 from pipeline.evaluate.opened import OpenedStore, open_store
 from pipeline.ingest.prepared import open_prepared
 from pipeline.storage import open_objects
@@ -42,9 +45,7 @@ from pipeline.store import store_hash
 from schemas.probing import SegmentJob
 
 Told = Callable[[str], None]
-OURS, WITH_LATENT = "linear on features", "linear on features and latent"
-SCRATCH, SCRATCH_LATENT = "from scratch: coordinates", "from scratch: coordinates and latent"
-RANDOM, RAW, MAJORITY = "linear on untrained features", "linear on coordinates", "largest class"
+WHOLE, MAJORITY = "from scratch: whole samples", "largest class"
 HEADER = ["read from", "numbers", "mIoU of classes", "mIoU of samples", "accuracy"]
 
 
@@ -120,28 +121,41 @@ def _divided(
     """Rows to learn from, drawn by the seed, and all other labeled rows of the test splits."""
     url = job.source.url
     index = chosen.index
+    columns = (index[name].to_pylist() for name in ("split", "sample_id", "label"))
     labeled = [
-        (int(row), str(split))
-        for row, split, sample in zip(
-            chosen.rows, index["split"].to_pylist(), index["sample_id"].to_pylist()
-        )
+        (int(row), str(split), label)
+        for row, split, sample, label in zip(chosen.rows, *columns)
         if sample in found.samples
     ]
-    pool = [row for row, split in labeled if split in job.source.split]
+    pool = [(row, label) for row, split, label in labeled if split in job.source.split]
     if len(pool) < job.labelled:
         raise ValueError(
             f"labelled: {job.labelled} samples are asked for, but {url} has {len(pool)} with "
             f"labels in split {', '.join(job.source.split)}; lower labelled, or widen source.split"
         )
-    order = np.random.default_rng(job.seed).permutation(len(pool))[: job.labelled]
-    known = tuple(sorted(pool[i] for i in order))
-    tests = tuple(row for row, split in labeled if split in job.test and row not in known)
+    random = np.random.default_rng(job.seed)
+    pool = [pool[i] for i in random.permutation(len(pool))]
+    if job.spread:
+        pool = _in_turn(pool)
+    known = tuple(sorted(row for row, _ in pool[: job.labelled]))
+    tests = [row for row, split, _ in labeled if split in job.test and row not in known]
     if not tests:
         raise ValueError(
             f"test: {url} has no other labeled rows of split {', '.join(job.test)} to measure; "
             "widen test (rows that are learned from are always left out)"
         )
-    return known, tests
+    kept = sorted(random.permutation(len(tests))[: job.measured])
+    return known, tuple(tests[i] for i in kept)
+
+
+def _in_turn(pool: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
+    """One of each label in turn, in the order of the pool."""
+    rounds: dict[Any, int] = {}
+    numbered = []
+    for place, (row, label) in enumerate(pool):
+        rounds[label] = rounds.get(label, -1) + 1
+        numbered.append((rounds[label], place, row, label))
+    return [(row, label) for _, _, row, label in sorted(numbered, key=lambda n: n[:2])]
 
 
 def _some(labeled: Labeled, most: int, seed: int) -> Labeled:
@@ -170,7 +184,7 @@ def run_segment(
     """Learns and measures what the job asks for and keeps it; a finished one is read.
 
     Beside the report lies `head.safetensors`: mean, scale, weight and bias of the linear head on
-    features.
+    features. Heads are trained by all workers together, and from their checkpoints after a stop.
     """
     from safetensors.torch import save
 
@@ -180,160 +194,86 @@ def run_segment(
         known = json.loads(objects.get("segment.json"))
         if known.get("identity") == identity:
             return known
-    found, head = measure_segment(task, told)
+    files = JobFiles(objects, identity)
+    course = Course(rank, world, device, files, stop, job.train.checkpoint_s)
+    found, head = measure_segment(task, told, course)
     report = {"identity": identity, **found}
-    objects.put("head.safetensors", save(head))
-    objects.put("segment.txt", report_text(report).encode())
-    objects.put("segment.json", json.dumps(report, indent=1).encode())
+    course.close()
+    if rank == 0:
+        objects.put("head.safetensors", save(head))
+        objects.put("segment.txt", report_text(report).encode())
+        objects.put("segment.json", json.dumps(report, indent=1).encode())
     return report
 
 
 def measure_segment(
-    task: Task, told: Told = lambda line: None
+    task: Task, told: Told = lambda line: None, course: Course = ALONE
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The report, and the tensors of the linear head on features."""
-    job = task.job
-    head: dict[str, Tensor] = {}
-    table: dict[str, Any] = {}
-    for name, inputs, linear in _readings(task):
-        rows = {row: inputs(row, task.points[row].coords) for row in (*task.known, *task.tests)}
-        model = trained_head(
-            torch.cat([rows[row] for row in task.known]),
-            torch.cat([task.points[row].classes for row in task.known]),
-            len(task.classes),
-            job,
-            linear=linear,
-        )
-        guessed = {row: model(rows[row]).argmax(1) for row in task.tests}
-        table[name] = {"numbers": len(next(iter(rows.values()))[0]), **_measured(task, guessed)}
-        told(f"{name}: mIoU {table[name]['class_miou']:.3f}")
-        if name == OURS:
-            head = {k: v.contiguous() for k, v in model.state_dict().items()}
+    job, count = task.job, len(task.classes)
+    chosen = readings(task.opened, task.known[0], job.surroundings)
+
+    def parts(row: int) -> Parts:
+        return parts_of(task.opened, row, task.points[row].coords, chosen, job)
+
+    shown = [parts(row) for row in task.known]
     known = torch.cat([task.points[row].classes for row in task.known])
-    largest = int(torch.bincount(known, minlength=len(task.classes)).argmax())
-    always = {row: torch.full_like(task.points[row].classes, largest) for row in task.tests}
-    table[MAJORITY] = {"numbers": 0, **_measured(task, always)}
-    counts = torch.bincount(known, minlength=len(task.classes)).tolist()
+    heads, numbers = {}, {MAJORITY: 0}
+    for reading in chosen:
+        inputs = torch.cat([inputs_of(reading, of_row) for of_row in shown])
+        heads[reading] = trained_head(inputs, known, count, job, course, reading)
+        numbers[reading.name] = inputs.shape[1]
+    guessed: dict[str, dict[int, Tensor]] = {reading.name: {} for reading in chosen}
+    for row in task.tests:
+        of_row = parts(row)
+        for reading, head in heads.items():
+            guessed[reading.name][row] = head(inputs_of(reading, of_row)).argmax(1)
+    if (whole := _whole_samples(task, class_weights(known, count), course)) is not None:
+        guessed[WHOLE], numbers[WHOLE] = whole, 0
+    largest = int(torch.bincount(known, minlength=count).argmax())
+    guessed[MAJORITY] = {
+        row: torch.full_like(task.points[row].classes, largest) for row in task.tests
+    }
+    wanted = {row: task.points[row].classes for row in task.tests}
+    table = {}
+    for name, of_rows in guessed.items():
+        found = intersection_over_union(wanted, of_rows, task.classes)
+        table[name] = {"numbers": numbers[name], **found}
+        told(f"{name}: mIoU {found['class_miou']:.3f}")
     report = {
         "name": job.name,
         "source": job.source.url,
         "learned": len(task.known),
         "test": len(task.tests),
-        "classes": dict(zip(task.classes, counts)),
+        "classes": dict(zip(task.classes, torch.bincount(known, minlength=count).tolist())),
         "table": table,
         "notes": list(task.notes),
     }
-    return report, head
+    state = heads[FEATURES].state_dict()
+    return report, {k: v.contiguous() for k, v in state.items()}
 
 
-Inputs = Callable[[int, Float[Tensor, "p d"]], Float[Tensor, "p f"]]
-
-
-def _readings(task: Task) -> Iterator[tuple[str, Inputs, bool]]:
-    """Name, inputs of points, and whether a linear head reads them."""
-    opened, seed = task.opened, task.job.seed
-
-    def with_latent(inputs: Inputs) -> Inputs:
-        def both(row: int, x: Float[Tensor, "p d"]) -> Float[Tensor, "p f"]:
-            latent = row_latent(opened, row).expand(len(x), -1)
-            return torch.cat([inputs(row, x), latent], 1)
-
-        return both
-
-    def fitted(row: int, x: Float[Tensor, "p d"]) -> Float[Tensor, "p f"]:
-        return row_features(opened, row, x)
-
-    def raw(row: int, x: Float[Tensor, "p d"]) -> Float[Tensor, "p f"]:
-        return x
-
-    def untrained(row: int, x: Float[Tensor, "p d"]) -> Float[Tensor, "p f"]:
-        return untrained_features(opened, row, x, seed + 1)
-
-    latent = len(row_latent(opened, task.known[0]))
-    shared = any(not a.rows and a.name.endswith("weight") for a in opened.plan.arrays)
-    yield OURS, fitted, True
-    if latent:
-        yield WITH_LATENT, with_latent(fitted), True
-    yield SCRATCH, raw, False
-    if latent:
-        yield SCRATCH_LATENT, with_latent(raw), False
-    if shared:
-        yield RANDOM, untrained, True
-    yield RAW, raw, True
-
-
-class Head(nn.Module):
-    """Standardized inputs, then a linear layer or a network."""
-
-    def __init__(self, mean: Tensor, scale: Tensor, net: nn.Module):
-        super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
-        self.net = net
-
-    def forward(self, x: Float[Tensor, "p f"]) -> Float[Tensor, "p k"]:
-        return self.net((x - self.mean) / self.scale)
-
-
-def trained_head(
-    inputs: Float[Tensor, "p f"],
-    classes: Int[Tensor, "p"],
-    count: int,
-    job: SegmentJob,
-    *,
-    linear: bool,
-) -> Head:
-    """A head trained by cross-entropy on labeled points; rare classes weigh more (one over the root
-    of their number)."""
-    weight = 1 / torch.bincount(classes, minlength=count).clamp(min=1).float().sqrt()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        width = inputs.shape[1]
-        net = nn.Linear(width, count) if linear else perceptron(width, job.width, count)
-        model = Head(*moments(inputs), net)
-
-        def loss(index: Int[Tensor, "b"], draw: Draw) -> Float[Tensor, ""]:
-            return F.cross_entropy(model(inputs[index]), classes[index], weight=weight)
-
-        ALONE.learn(model, loss, len(inputs), **job.train.descent(), name="head", seed=job.seed)
-    return model.requires_grad_(False)
-
-
-def _measured(task: Task, guessed: dict[int, Int[Tensor, "p"]]) -> dict[str, Any]:
-    wanted = {row: task.points[row].classes for row in guessed}
-    return intersection_over_union(wanted, guessed, task.classes)
-
-
-def intersection_over_union(
-    wanted: dict[int, Int[Tensor, "p"]],
-    guessed: dict[int, Int[Tensor, "p"]],
-    classes: tuple[str, ...],
-) -> dict[str, Any]:
-    """The two conventions of mIoU.
-
-    `class_miou`: for each class the intersection and union are summed over all samples, and the
-    mean is over classes that some sample has. `sample_miou`: in each sample the mean over the
-    classes that are in it or were guessed there (an absent class is skipped, not counted 1), then
-    the mean over samples.
-    """
-    both, either = torch.zeros(len(classes)), torch.zeros(len(classes))
-    there = torch.zeros(len(classes), dtype=torch.bool)
-    each, right, total = [], 0, 0
-    for row, true in wanted.items():
-        found = guessed[row]
-        hit = torch.bincount(true[true == found], minlength=len(classes)).float()
-        of_true = torch.bincount(true, minlength=len(classes)).float()
-        union = of_true + torch.bincount(found, minlength=len(classes)).float() - hit
-        each.append(float((hit[union > 0] / union[union > 0]).mean()))
-        both, either, there = both + hit, either + union, there | (of_true > 0)
-        right, total = right + int((true == found).sum()), total + len(true)
-    of_class = both / either.clamp(min=1)
-    return {
-        "class_miou": float(of_class[there].mean()),
-        "sample_miou": float(np.mean(each)),
-        "accuracy": right / total,
-        "classes": {c: float(of_class[i]) for i, c in enumerate(classes) if there[i]},
-    }
+def _whole_samples(task: Task, weight: Tensor, course: Course) -> dict[int, Tensor] | None:
+    """Classes that a network gives which sees whole samples and learned from labels alone; nothing
+    where the samples are not at hand."""
+    job, rows = task.job, (*task.known, *task.tests)
+    if not job.whole:
+        return None
+    first, others = len(task.known), [task.points[row] for row in task.tests]
+    known = [task.points[row] for row in task.known]
+    learning = job.train, job.seed, course
+    if known[0].coords.shape[1] == 3:
+        found = segmented_points(known, others, weight, *learning)
+        return dict(zip(task.tests, found))
+    location = job.prepared or prepared_beside(job.source)
+    if location is None or task.opened.dims != 2:
+        return None
+    ids = [task.opened.line(row)["sample_id"] for row in rows]
+    raw = raw_data(open_prepared(location), ids, side=job.raw_side, cells=1, points=1)
+    assert raw.pictures is not None
+    found = segmented_pictures(known, raw.pictures[:first], others, raw.pictures[first:],
+                               weight, *learning)  # fmt: skip
+    return dict(zip(task.tests, found))
 
 
 # --- telling --------------------------------------------------------------------------------
@@ -356,6 +296,6 @@ def report_text(report: dict[str, Any]) -> str:
         f"{report['name']}: labels of {report['learned']} samples, measured on {report['test']} "
         f"others; labeled points of each class: {counts}"
     )
-    ours = [f"{c} {v:.3f}" for c, v in report["table"][OURS]["classes"].items()]
+    ours = [f"{c} {v:.3f}" for c, v in report["table"][FEATURES.name]["classes"].items()]
     notes = [f"note: {note}" for note in report["notes"]]
-    return "\n".join([head, *rows, f"IoU, {OURS}: {', '.join(ours)}", *notes]) + "\n"
+    return "\n".join([head, *rows, f"IoU, {FEATURES.name}: {', '.join(ours)}", *notes]) + "\n"

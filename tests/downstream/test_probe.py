@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,7 @@ def evaluate(model: MLP, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def test_reordered_and_turned_rows_are_the_same_fields_to_field_and_reader():
     model, chain = small_chain()
+    chain = replace(chain, activations=tuple(layer.activation for layer in model.table))
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(5, chain.size, generator=random) * 0.3
     x = torch.rand(20, 2, generator=random)
@@ -148,6 +150,15 @@ def test_reordered_and_turned_rows_are_the_same_fields_to_field_and_reader():
             else:
                 weights[-1], biases[-1] = weights[-1].flip(1), biases[-1].flip(1)
             assert (network(chain.join(weights, biases)) - network(rows)).abs().max() > 1e-3
+    assert torch.allclose(chain.units(rows, x)[-1].transpose(1, 2), evaluate(model, rows, x),
+                          atol=1e-4)  # fmt: skip
+    torch.manual_seed(0)
+    statistics = layer_statistics(chain, rows)
+    probed = WeightNetwork(chain, 4, statistics=statistics, probes=6).eval()
+    with torch.no_grad():
+        assert (probed(reordered) - probed(rows)).abs().max() <= 2e-5
+        probed.coords.add_(0.3)
+        assert (probed(rows) - network(rows)).abs().max() > 1e-3
 
 
 # --- probes of stores -------------------------------------------------------------------------
