@@ -19,9 +19,12 @@ import numpy as np
 from PIL import Image
 
 RESULTS = Path(__file__).parent / "results" / "segmentation.md"
-KINDS = {"1": "trousers", "5": "shoe", "7": "shoe", "9": "shoe", "8": "bag"}
-"""Of Fashion-MNIST's numbers; all others are worn above the waist."""
-CLASSES = ("background", "top", "trousers", "shoe", "bag")
+KINDS = {"1": "trousers", "5": "shoe", "7": "shoe", "9": "shoe"}
+"""Of Fashion-MNIST's numbers; all others are worn above the waist, but 8, bags, which are not worn
+and left out: with one labeled bag no reader finds another (an IoU of 0 to 0.05)."""
+WORN = tuple("012345679")
+CLASSES = ("background", "top", "trousers", "shoe")
+THROUGH_HOLES = ("Capacitor_THT", "Diode_THT", "LED_THT", "Package_TO_SOT_THT")
 METALS = {"PIN*": "metal", "MET*": "metal", "#666666": "metal", "#818181": "metal", "*": "body"}
 """KiCad's names of materials; the grays are bare sheet metal."""
 MASKED = 600
@@ -59,7 +62,7 @@ def measured(values: dict[str, Any], seeds: int, folder: Path) -> list[dict[str,
     for seed in range(seeds):
         name = f"{values['name']}-{seed}"
         job = SegmentJob.model_validate(
-            {"train": {"steps": 300, "batch": 2048, "rate": 5e-3, "weight_decay": 1e-4},
+            {"train": {"steps": 300, "batch": 2048, "rate": 5e-3, "weight_decay": 1.0},
              "labelled": 10, "test": ["test"], "seed": seed, **values, "store": str(folder / name)}
         )  # fmt: skip
         found.append(run_segment(job, told=lambda line: print(line, flush=True)))
@@ -132,17 +135,20 @@ def main() -> None:
             (folder / "masks").mkdir()
             fashion_masks(arguments.fashion, prepared, folder / "masks")
             labels = {"kind": "masks", "masks": str(folder / "masks")}
-            values = {"name": "fashion", "source": arguments.fashion, "labels": labels,
+            source = {"url": arguments.fashion, "label": WORN}
+            values = {"name": "fashion", "source": source, "labels": labels,
                       "prepared": {"url": prepared}, "points": 400, "measured": 100}  # fmt: skip
             text += _section("Fashion-MNIST: which kind of garment is where",
-                             "functa, latents of 64; five classes with the background.",
+                             "functa, latents of 64; top, trousers, shoe and background; bags left out.",
                              values, arguments.seeds, folder)  # fmt: skip
         if arguments.kicad:
-            values = {"name": "kicad", "source": arguments.kicad, "points": 400, "measured": 70,
-                      "labels": {"names": METALS}}  # fmt: skip
-            text += _section("KiCad parts of ten kinds: metal or body",
-                             "deepsdf, codes of 64; points of surfaces, by material.",
-                             values, arguments.seeds, folder)  # fmt: skip
+            for kinds, title in ((THROUGH_HOLES, "four kinds with leads"), ((), "ten kinds")):
+                source = {"url": arguments.kicad, "label": kinds}
+                values = {"name": f"kicad-{len(kinds)}", "source": source, "points": 300,
+                          "measured": 70, "labels": {"names": METALS}}  # fmt: skip
+                text += _section(f"KiCad parts of {title}: metal or body",
+                                 "deepsdf, codes of 64; points of surfaces, by material.",
+                                 values, arguments.seeds, folder)  # fmt: skip
         if arguments.parts:
             masks = Path(arguments.parts).parent / "masks"
             values = {"name": "parts", "source": arguments.parts, "points": 576, "measured": 100,

@@ -84,8 +84,8 @@ class ProbeJob(_InMemory):
     """Longest side of raw pictures: larger ones are reduced."""
     raw_cells: int = Field(8, ge=2)
     """Cells an axis into which surface points are counted."""
-    raw_points: int = Field(256, ge=16)
-    """Surface points that the point network sees."""
+    raw_points: int = Field(1024, ge=16)
+    """Surface points that the point network sees, 256 of them in a step."""
 
     @field_validator("classifiers")
     @classmethod

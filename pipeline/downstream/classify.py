@@ -167,3 +167,16 @@ def mean_average_precision(
     precision = right.cumsum(1) / torch.arange(1, count + 1)
     possible = (gallery_labels[None] == labels[:, None]).sum(1).clamp(max=count)
     return float(((precision * right).sum(1) / possible.clamp(min=1)).mean())
+
+
+def recall(
+    rows: Float[Tensor, "m d"],
+    labels: Int[Tensor, "m"],
+    gallery: Float[Tensor, "n d"],
+    gallery_labels: Int[Tensor, "n"],
+    count: int,
+) -> float:
+    """recall@k as retrieval counts it: the share of rows with one of their class among the `count`
+    nearest of the gallery."""
+    _, places = nearest(rows, gallery, min(count, len(gallery)))
+    return float((gallery_labels[places] == labels[:, None]).any(1).double().mean())

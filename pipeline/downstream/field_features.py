@@ -71,18 +71,38 @@ def directions(dims: int) -> Float[Tensor, "k d"]:
 def surroundings(
     opened: OpenedStore, bound: Bound, coords: Float[Tensor, "p d"], distances: Sequence[float]
 ) -> Float[Tensor, "p f"]:
-    """What the field says at points and around them, all directions at each distance: unlike hidden
-    units, values mean the same in every field. Outside of [-1, 1] the nearest point inside counts.
+    """What the field says at points and around them: unlike hidden units, values mean the same in
+    every field.
+
+    At each distance: values in all directions, their mean and deviation, and the values up and down
+    the field's gradient (of the mean channel), which say how thick a solid is and do not depend on
+    how it is turned. Outside of [-1, 1] the nearest point inside counts.
     """
     around = directions(coords.shape[1]).to(coords)
-    offsets = torch.cat([torch.zeros_like(around[:1]), *(around * d for d in distances)])
-    places = (coords[:, None] + offsets).clamp(-1, 1).flatten(0, 1)
+    count, far = len(around), torch.tensor(tuple(distances)).to(coords)
+    here = _values(opened, bound, coords[:, None])
+    offsets = (far[:, None, None] * around).flatten(0, 1)
+    shell = _values(opened, bound, coords[:, None] + offsets)
+    shell = shell.unflatten(1, (len(far), count))
+    slope = shell[:, 0].mean(-1) @ around  # by differences over the nearest distance
+    steps = torch.cat([far, -far])[:, None] * F.normalize(slope, dim=1)[:, None]
+    along = _values(opened, bound, coords[:, None] + steps)
+    spread = shell.std(2) if count > 1 else torch.zeros_like(shell[:, :, 0])
+    parts = (here, shell, shell.mean(2), spread, along)
+    return torch.cat([part.flatten(1) for part in parts], 1)
+
+
+def _values(
+    opened: OpenedStore, bound: Bound, places: Float[Tensor, "p k d"]
+) -> Float[Tensor, "p k c"]:
+    """The field's quantity, some places at a time."""
+    flat = places.clamp(-1, 1).flatten(0, 1)
     with torch.no_grad():
         found = [
             opened.method.field.read(bound, part[None])[opened.quantity][0].reshape(len(part), -1)
-            for part in places.split(CHUNK)
+            for part in flat.split(CHUNK)
         ]
-    return torch.cat(found).reshape(len(coords), -1)
+    return torch.cat(found).unflatten(0, places.shape[:2])
 
 
 def bound_features(

@@ -18,6 +18,7 @@ from pipeline.downstream.classify import (
     mean_average_precision,
     neighbors,
     perceptron,
+    recall,
     ridge,
     standardizer,
     train_network,
@@ -38,6 +39,8 @@ from schemas.probing import ProbeJob, Reader
 Told = Callable[[str], None]
 PLAIN: tuple[Reader, ...] = ("linear", "knn", "mlp")
 POINTS = "point network"
+SEEN = 256
+"""Points of a sample that a step of the point network sees, others in each."""
 SEED = 77
 """Of shuffled labels."""
 
@@ -199,10 +202,13 @@ def measure_probe(
     for name, rows in features.items():
         known, tests = rows[pupil.known], rows[pupil.tests]
         standard = standardizer(known)
-        retrieved = mean_average_precision(
-            standard(tests), wanted, standard(known), labels, job.retrieved
-        )
-        table[name] = {"entries": rows.shape[1], f"mAP@{job.retrieved}": retrieved}
+        asked = standard(tests), wanted, standard(known), labels
+        table[name] = {
+            "entries": rows.shape[1],
+            f"mAP@{job.retrieved}": mean_average_precision(*asked, job.retrieved),
+            "recall@1": recall(*asked, 1),
+            f"recall@{job.retrieved}": recall(*asked, job.retrieved),
+        }
         readers = pupil.classifiers if rows is values else _raw_readers(pupil.classifiers)
         for reader in readers:
             train = _trainer(pupil, reader, classes, f"{name} {reader}", course)
@@ -299,8 +305,12 @@ def _trainer(
         return train_network(network, known, labels, name=name + added, change=change, **learning)
 
     def points(known: Tensor, labels: Tensor, added: str) -> Scores:
+        def change(clouds: Tensor, draw: Draw) -> Tensor:
+            rows = torch.arange(len(clouds), device=clouds.device)[:, None]
+            return clouds[rows, draw.integers("points", clouds.shape[1], SEEN)]
+
         return train_network(
-            lambda: PointNetwork(classes), known, labels, name=name + added,
+            lambda: PointNetwork(classes), known, labels, name=name + added, change=change,
             **{**learning, "batch": 32},
         )  # fmt: skip
 
@@ -318,7 +328,7 @@ def report_lines(report: dict[str, Any]) -> Iterator[list[str]]:
                 shown = [f"{figures[k]:.3f}" for k in ("accuracy", "balanced", "shuffled")]
                 yield [name, str(found["entries"]), reader, *shown]
         for key, value in found.items():
-            if key.startswith("mAP@"):
+            if key.startswith(("mAP@", "recall@")):
                 yield [name, str(found["entries"]), key, f"{value:.3f}", "", ""]
 
 

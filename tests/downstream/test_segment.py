@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,14 @@ from PIL import Image
 
 from benchmarks.two_parts import two_parts
 from pipeline import fitting
-from pipeline.downstream.field_features import features, last_layer, row_features, row_latent
+from pipeline.downstream.field_features import (
+    directions,
+    features,
+    last_layer,
+    row_features,
+    row_latent,
+    surroundings,
+)
 from pipeline.downstream.miou import intersection_over_union
 from pipeline.downstream.part_labels import IGNORED, class_of, mask_labels
 from pipeline.downstream.segment import open_segment, run_segment
@@ -65,6 +73,25 @@ def test_the_last_layer_makes_the_value_of_the_features(name, settings, form, wi
     elif value.shape == wanted.shape and (value - wanted).abs().max() > 1e-4:
         value = value.tanh()  # DeepSDF ends in tanh
     assert (value - wanted).abs().max() < 1e-4
+
+
+def test_surroundings_are_values_around_a_point_and_along_the_gradient():
+    """The field is the distance to the plane z = 0, of which the boundary of the box cuts some."""
+    opened = SimpleNamespace(
+        quantity="sdf",
+        method=SimpleNamespace(field=SimpleNamespace(read=lambda b, x: {"sdf": x[..., 2]})),
+    )
+    at = torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.0, 0.95]])
+    found = surroundings(opened, None, at, (0.1, 0.2))
+    assert found.shape == (2, 1 + 2 * 14 + 2 + 2 + 4)
+    around = directions(3)
+    assert torch.allclose(around.norm(dim=1), torch.ones(14))
+    assert torch.allclose(found[:, 0], at[:, 2])
+    assert torch.allclose(found[0, 1:15], 0.3 + 0.1 * around[:, 2], atol=1e-6)
+    assert torch.allclose(found[0, 29:31], torch.full((2,), 0.3), atol=1e-6)  # means
+    assert torch.allclose(found[0, 31:33], around[:, 2].std() * torch.tensor([0.1, 0.2]), atol=1e-6)
+    assert torch.allclose(found[0, 33:], torch.tensor([0.4, 0.5, 0.2, 0.1]), atol=1e-6)
+    assert found.max() <= 1  # nothing is asked outside
 
 
 def test_both_conventions_of_miou_by_hand():
@@ -154,7 +181,7 @@ def test_a_job_learns_from_its_samples_and_measures_others(pictures, tmp_path):
     report = run_segment(job)
     table = report["table"]
     assert len(table) == 12
-    assert table["linear on features and surroundings"]["numbers"] == 12 + 1 + 4 * 8
+    assert table["linear on features and surroundings"]["numbers"] == 12 + 1 + 4 * (8 + 2 + 2)
     assert table["linear on features"]["numbers"] == 12
     assert table["linear on features and latent"]["numbers"] == 20
     assert table["linear on features"]["class_miou"] > table["largest class"]["class_miou"]
