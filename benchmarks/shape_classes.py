@@ -31,6 +31,7 @@ def main() -> None:
             job = ProbeJob.model_validate({
                 "name": f"classes-{seed}", "source": arguments.store, "shuffles": 1, "seed": seed,
                 "train": {"steps": 500}, "store": f"{folder}/{seed}",
+                "classifiers": ["linear", "knn", "mlp", "kernel"],
             })  # fmt: skip
             reports.append(run_probe(job, told=lambda line: print(line, flush=True)))
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}

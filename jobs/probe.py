@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jobs import text
 from jobs.config import load_run
 from jobs.downstream import ensure_source, load_job, work
-from jobs.units import stopping
+from jobs.units import Stop, stopping
 from schemas.probing import ProbeJob, SegmentJob
 
 AnyJob = TypeVar("AnyJob", ProbeJob, SegmentJob)
@@ -26,7 +27,7 @@ def do_probe(arguments: argparse.Namespace) -> int:
             f"{pupil.selection.source.spec.name} {list(pupil.selection.source.spec.shape)}, "
             f"{len(pupil.selection.classes)} classes, {len(pupil.tests)} test rows"
         )
-        report = work(job, run_probe, stop)
+        report = _worked(job, run_probe, stop)
     text.say(text.table(list(report_lines(report)), header=HEADER))
     text.say(f"always the largest class: {report['majority']:.3f}")
     _finish(report, f"{job.store.url.rstrip('/')}/probe.json")
@@ -44,10 +45,22 @@ def do_segment(arguments: argparse.Namespace) -> int:
             f"{job.name}: {len(task.classes)} classes ({', '.join(task.classes)}) from "
             f"{len(task.known)} labeled samples, measured on {len(task.tests)} others"
         )
-        report = work(job, run_segment, stop)
+        report = _worked(job, run_segment, stop)
     text.say(text.table(list(report_lines(report)), header=HEADER))
     _finish(report, f"{job.store.url.rstrip('/')}/segment.json")
     return 0
+
+
+def _worked(job: AnyJob, task: Callable[..., dict[str, Any]], stop: Stop) -> dict[str, Any]:
+    """The report; a signal leaves a checkpoint and ends the program."""
+    from pipeline.downstream.training import Interrupted
+
+    try:
+        return work(job, task, stop)
+    except Interrupted as error:
+        text.say(f"{error}; the same command goes on from there")
+        stop.raise_if_set()
+        raise
 
 
 def _with_prepared(job: AnyJob) -> AnyJob:

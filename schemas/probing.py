@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 from schemas.base import Location, Schema, identity
 from schemas.downstream import Job, Split
 
-Reader = Literal["linear", "knn", "mlp", "equivariant"]
+Reader = Literal["linear", "knn", "mlp", "kernel", "equivariant"]
 
 
 class Steps(Schema):
@@ -59,8 +59,9 @@ class ProbeJob(_InMemory):
     """`fieldmill probe`: how well classes can be read off rows, beside raw data and chance."""
 
     classifiers: tuple[Reader, ...] = ()
-    """`linear` (ridge regression to the classes), `knn`, `mlp`, and for weights of per-sample
-    networks `equivariant` (blind to the order of hidden units); empty: the first three."""
+    """`linear` (ridge regression to the classes), `knn`, `mlp`, `kernel` (the same regression on
+    Gaussian kernels: for few rows), and for weights of per-sample networks `equivariant` (blind to
+    the order of hidden units); empty: the first three."""
     neighbors: int = Field(5, ge=1)
     """Neighbors that vote in `knn`."""
     retrieved: int = Field(10, ge=1)

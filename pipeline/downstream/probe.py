@@ -15,6 +15,7 @@ from pipeline.downstream.classify import (
     PointNetwork,
     Scores,
     accuracy,
+    kernel_ridge,
     mean_average_precision,
     neighbors,
     perceptron,
@@ -37,7 +38,8 @@ from pipeline.store import open_arrays, store_hash
 from schemas.probing import ProbeJob, Reader
 
 Told = Callable[[str], None]
-PLAIN: tuple[Reader, ...] = ("linear", "knn", "mlp")
+DEFAULT: tuple[Reader, ...] = ("linear", "knn", "mlp")
+PLAIN: tuple[Reader, ...] = (*DEFAULT, "kernel")
 POINTS = "point network"
 SEEN = 256
 """Points of a sample that a step of the point network sees, others in each."""
@@ -72,7 +74,7 @@ def open_probe(job: ProbeJob) -> Pupil:
     source, notes = job.source, []
     reader = open_arrays(source)
     plan = reader.plan
-    asked = job.classifiers or PLAIN
+    asked = job.classifiers or DEFAULT
     mixed = "any" if "equivariant" in asked else "common"
     options = {**selection_options(source), "split": [*dict.fromkeys((*source.split, *job.test))]}
     both = sorted(set(source.split) & set(job.test))
@@ -238,7 +240,7 @@ def measure_probe(
 
 
 def _raw_readers(asked: tuple[Reader, ...]) -> tuple[Reader, ...]:
-    return tuple(r for r in asked if r in PLAIN) or PLAIN
+    return tuple(r for r in asked if r in PLAIN) or DEFAULT
 
 
 def _measured(
@@ -279,6 +281,8 @@ def _trainer(
         x = standard(known)
         if reader == "linear":
             scores = ridge(x, labels, classes)
+        elif reader == "kernel":
+            scores = kernel_ridge(x, labels, classes, job.seed)
         elif reader == "knn":
             scores = neighbors(x, labels, classes, job.neighbors)
         else:

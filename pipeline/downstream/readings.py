@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.downstream.classify import moments, perceptron
+from pipeline.downstream.classify import moments, neighbors, perceptron
 from pipeline.downstream.course import Course
 from pipeline.downstream.field_features import (
     bound_features,
@@ -22,6 +23,10 @@ from pipeline.draw import Draw
 from pipeline.evaluate.opened import OpenedStore
 from schemas.probing import SegmentJob
 
+VOTES = 5
+"""Labeled points that answer for a point nearest to them."""
+LATENT = 2.0
+"""Weight of latents in nearness: a point asks the samples that look like its own."""
 Parts = dict[str, Float[Tensor, "p f"]]
 """Inputs of the points of one row, by name."""
 
@@ -32,28 +37,31 @@ class Reading:
 
     name: str
     inputs: tuple[str, ...]
-    linear: bool
+    head: Literal["linear", "network", "nearest"]
 
 
-FEATURES = Reading("linear on features", ("features",), True)
+FEATURES = Reading("linear on features", ("features",), "linear")
 """The recipe of semantic SRN: its head is kept."""
 FIELDS = (
     FEATURES,
-    Reading("linear on features and latent", ("features", "latent"), True),
-    Reading("linear on features and surroundings", ("features", "around"), True),
-    Reading("linear on features, surroundings, latent", ("features", "around", "latent"), True),
-    Reading("network on features and surroundings", ("features", "around"), False),
+    Reading("linear on features and latent", ("features", "latent"), "linear"),
+    Reading("linear on features and surroundings", ("features", "around"), "linear"),
+    Reading("linear on features, surroundings, latent", ("features", "around", "latent"), "linear"),
+    Reading("network on features and surroundings", ("features", "around"), "network"),
+    Reading("nearest by features and latent", ("features", "latent"), "nearest"),
 )
 CONTROLS = (
-    Reading("from scratch: coordinates", ("coords",), False),
-    Reading("network on coordinates and latent", ("coords", "latent"), False),
-    Reading("linear on untrained features", ("untrained",), True),
+    Reading("from scratch: coordinates", ("coords",), "network"),
+    Reading("network on coordinates and latent", ("coords", "latent"), "network"),
+    Reading("linear on untrained features", ("untrained",), "linear"),
     Reading(
         "linear on untrained features, surroundings, latent",
         ("untrained", "untrained around", "latent"),
-        True,
+        "linear",
     ),
-    Reading("linear on coordinates", ("coords",), True),
+    Reading("nearest by untrained features and latent", ("untrained", "latent"), "nearest"),
+    Reading("nearest by coordinates and latent", ("coords", "latent"), "nearest"),
+    Reading("linear on coordinates", ("coords",), "linear"),
 )
 
 
@@ -124,21 +132,26 @@ def weighted(
 
 
 def trained_head(
-    inputs: Float[Tensor, "p f"],
+    shown: Sequence[Parts],
     classes: Int[Tensor, "p"],
     count: int,
     job: SegmentJob,
     course: Course,
     reading: Reading,
-) -> Callable[[Float[Tensor, "m f"]], Int[Tensor, "m"]]:
-    """A `Head` trained by cross-entropy on labeled points."""
+) -> Callable[[Float[Tensor, "m f"]], Float[Tensor, "m k"]]:
+    """Scores of the classes, learned from the labeled points of samples."""
+    inputs = torch.cat([inputs_of(reading, parts) for parts in shown])
+    if reading.head == "nearest":
+        factor = _block_factors(reading, shown)
+        scores = neighbors(inputs * factor, classes, count, VOTES)
+        return lambda x: scores(x * factor)
     device = course.device
     inputs, classes = inputs.to(device), classes.to(device)
     weight = class_weights(classes, count)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        width = inputs.shape[1]
-        net = nn.Linear(width, count) if reading.linear else perceptron(width, job.width, count)
+        width, linear = inputs.shape[1], reading.head == "linear"
+        net = nn.Linear(width, count) if linear else perceptron(width, job.width, count)
         model = Head(*moments(inputs), net).to(device)
 
         def loss(index: Int[Tensor, "b"], draw: Draw) -> Float[Tensor, ""]:
@@ -146,5 +159,15 @@ def trained_head(
 
         course.learn(model, loss, len(inputs), **job.train.descent(), name=reading.name,
                      seed=job.seed)  # fmt: skip
-    model.requires_grad_(False).cpu()
-    return model
+    return model.requires_grad_(False).cpu()
+
+
+def _block_factors(reading: Reading, shown: Sequence[Parts]) -> Float[Tensor, "f"]:
+    """Each kind of input varies by 1 as a whole, latents by `LATENT`."""
+    found = []
+    for name in reading.inputs:
+        known = torch.cat([parts[name] for parts in shown])
+        spread = (known - known.mean(0)).square().sum(1).mean().sqrt().clamp(min=1e-12)
+        weight = LATENT if name == "latent" else 1.0
+        found.append((weight / spread).expand(known.shape[1]))
+    return torch.cat(found)

@@ -33,13 +33,15 @@ class PointSegmenter(nn.Module):
     def __init__(self, classes: int, width: int = 64):
         super().__init__()
         self.each = nn.Sequential(
-            nn.Linear(3, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
+            nn.Linear(3, width), nn.LayerNorm(width), nn.ReLU(),
+            nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(),
+        )  # fmt: skip
         self.whole = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 4 * width)
-        )
+            nn.Linear(width, 2 * width), nn.LayerNorm(2 * width), nn.ReLU(),
+            nn.Linear(2 * width, 4 * width), nn.LayerNorm(4 * width),
+        )  # fmt: skip
         self.both = nn.Sequential(
-            nn.Linear(5 * width, 2 * width), nn.ReLU(), nn.Dropout(0.2),
+            nn.Linear(5 * width, 2 * width), nn.LayerNorm(2 * width), nn.ReLU(), nn.Dropout(0.2),
             nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, classes),
         )  # fmt: skip
 

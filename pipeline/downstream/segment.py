@@ -29,6 +29,7 @@ from pipeline.downstream.part_labels import (
 from pipeline.downstream.raw_data import prepared_beside, raw_data
 from pipeline.downstream.readings import (
     FEATURES,
+    Head,
     Parts,
     class_weights,
     inputs_of,
@@ -220,9 +221,8 @@ def measure_segment(
     known = torch.cat([task.points[row].classes for row in task.known])
     heads, numbers = {}, {MAJORITY: 0}
     for reading in chosen:
-        inputs = torch.cat([inputs_of(reading, of_row) for of_row in shown])
-        heads[reading] = trained_head(inputs, known, count, job, course, reading)
-        numbers[reading.name] = inputs.shape[1]
+        heads[reading] = trained_head(shown, known, count, job, course, reading)
+        numbers[reading.name] = inputs_of(reading, shown[0]).shape[1]
     guessed: dict[str, dict[int, Tensor]] = {reading.name: {} for reading in chosen}
     for row in task.tests:
         of_row = parts(row)
@@ -249,7 +249,9 @@ def measure_segment(
         "table": table,
         "notes": list(task.notes),
     }
-    state = heads[FEATURES].state_dict()
+    kept = heads[FEATURES]
+    assert isinstance(kept, Head)
+    state = kept.state_dict()
     return report, {k: v.contiguous() for k, v in state.items()}
 
 

@@ -12,13 +12,17 @@ import torch
 from pipeline.downstream.alignment import align
 from pipeline.downstream.classify import (
     accuracy,
+    kernel_ridge,
     mean_average_precision,
     neighbors,
+    perceptron,
+    recall,
     ridge,
     standardizer,
 )
 from pipeline.downstream.equivariant import Chain, WeightNetwork, layer_statistics
 from pipeline.downstream.probe import open_probe, report_text, run_probe
+from pipeline.downstream.training import Interrupted
 from pipeline.fields.mlp import MLP
 from pipeline.fields.sine import sine_layers
 from schemas.base import Location
@@ -86,12 +90,28 @@ def test_neighbors_vote_and_the_nearer_decides():
     assert scores(torch.tensor([[0.4], [2.4], [2.6]])).argmax(1).tolist() == [0, 0, 1]
 
 
+def test_kernels_tell_what_no_plane_divides():
+    """Two rings about one center."""
+    random = torch.Generator().manual_seed(0)
+    angle = torch.rand(300, generator=random) * 6.2832
+    labels = torch.arange(300) % 2
+    radius = 1.0 + labels + 0.1 * torch.randn(300, generator=random)
+    x = torch.stack([angle.cos(), angle.sin()], 1) * radius[:, None]
+    found = kernel_ridge(x[:200], labels[:200], 2)(x[200:])
+    assert accuracy(found, labels[200:]) >= 0.97
+    assert accuracy(ridge(x[:200], labels[:200], 2)(x[200:]), labels[200:]) <= 0.7
+
+
 def test_mean_average_precision_by_hand():
     gallery = torch.tensor([[1.0], [2.0], [3.0], [9.0]])
     found = mean_average_precision(
         torch.zeros(1, 1), torch.tensor([1]), gallery, torch.tensor([1, 0, 1, 1]), 3
     )
     assert found == pytest.approx((1 + 2 / 3) / 3)  # places 1 and 3 of 3 that could be right
+    asked, wanted = torch.tensor([[0.0], [2.1]]), torch.tensor([1, 1])
+    labels = torch.tensor([1, 0, 1, 1])
+    assert recall(asked, wanted, gallery, labels, 1) == 0.5  # the nearest of 2.1 is of class 0
+    assert recall(asked, wanted, gallery, labels, 2) == 1
 
 
 def test_standardized_rows_keep_hardly_varying_entries_small():
@@ -132,7 +152,8 @@ def test_reordered_and_turned_rows_are_the_same_fields_to_field_and_reader():
     x = torch.rand(20, 2, generator=random)
     assert sum(p.numel() for p in model.parameters()) == chain.size
     assert torch.equal(chain.join(*chain.split(rows)), rows)
-    reordered = chain.reorder(rows, chain.random_orders(5, random))
+    orders = chain.random_orders(5, random)
+    reordered = chain.reorder(rows, orders)
     turned = chain.turn(rows, chain.random_signs(5, random))
     for other in (reordered, turned):
         assert (other - rows).abs().max() > 0.5
@@ -150,15 +171,17 @@ def test_reordered_and_turned_rows_are_the_same_fields_to_field_and_reader():
             else:
                 weights[-1], biases[-1] = weights[-1].flip(1), biases[-1].flip(1)
             assert (network(chain.join(weights, biases)) - network(rows)).abs().max() > 1e-3
-    assert torch.allclose(chain.units(rows, x)[-1].transpose(1, 2), evaluate(model, rows, x),
-                          atol=1e-4)  # fmt: skip
+    units = chain.units(rows, x)[-1].transpose(1, 2)
+    assert (units - evaluate(model, rows, x)).abs().max() < 1e-3  # sines of large arguments
     torch.manual_seed(0)
     statistics = layer_statistics(chain, rows)
-    probed = WeightNetwork(chain, 4, statistics=statistics, probes=6).eval()
+    probed = WeightNetwork(chain, 4, statistics=statistics, probes=6).eval().double()
+    rows, reordered = rows.double(), chain.reorder(rows, orders).double()
     with torch.no_grad():
-        assert (probed(reordered) - probed(rows)).abs().max() <= 2e-5
+        before = probed(rows)
+        assert (probed(reordered) - before).abs().max() <= 1e-8
         probed.coords.add_(0.3)
-        assert (probed(rows) - network(rows)).abs().max() > 1e-3
+        assert (probed(rows) - before).abs().max() > 1e-3  # it sees what units give there
 
 
 # --- probes of stores -------------------------------------------------------------------------
@@ -171,6 +194,7 @@ def test_classes_are_read_off_codes_and_shuffled_labels_say_nothing(source, tmp_
         assert found[reader]["accuracy"] >= 0.8
         assert found[reader]["shuffled"] <= 0.6
     assert found["mAP@10"] >= 0.5
+    assert 0.7 <= found["recall@1"] <= found["recall@10"] <= 1
     assert report["learned"] == 300
     assert report["test"] == 100
     assert sum(c["learned"] for c in report["classes"].values()) == 300
@@ -217,3 +241,91 @@ def test_alignment_undoes_other_orders_and_signs():
     assert (other - rows).abs().mean() > 0.5
     assert (align(chain, other, reference) - rows).abs().max() < 1e-6
     assert torch.equal(align(chain, rows, reference), rows)
+
+
+# --- training that is stopped, and shared -----------------------------------------------------
+
+
+class _Stop:
+    """Asks to stop after a number of steps."""
+
+    def __init__(self, after: int):
+        self.left = after
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+@pytest.mark.parametrize("after", [25, 75])
+def test_a_stopped_probe_ends_at_the_same_figures(source, tmp_path, after):
+    """In the first network, and in a second one (of shuffled labels) when the first is learned."""
+
+    def job(name):
+        return job_of(source, tmp_path / name, classifiers=["mlp"], shuffles=1)
+
+    whole = run_probe(job("whole"))
+    with pytest.raises(Interrupted, match=f"stopped after step {after % 60 or 60} of 60"):
+        run_probe(job("cut"), stop=_Stop(after))
+    left = sorted(path.name for path in (tmp_path / "cut").rglob("heads/*"))
+    assert sum(name.endswith(".checkpoint.safetensors") for name in left) == 1
+    assert len(left) == 1 + (after > 60)
+    assert not (tmp_path / "cut" / "probe.json").exists()
+    steps = _Stop(10**9)
+    again = run_probe(job("cut"), stop=steps)
+    assert again == whole
+    assert 10**9 - steps.left == 120 - after  # nothing was learned twice
+    assert not list((tmp_path / "cut").rglob("heads/*"))
+
+
+def test_two_ranks_find_what_one_finds(source, tmp_path, monkeypatch):
+    """Two threads meet in an all-reduce of their own; the network has no dropout."""
+    import threading
+
+    import torch.distributed as dist
+
+    from pipeline.downstream import probe
+
+    def plain(inputs, width, outputs):
+        return perceptron(inputs, width, outputs, dropout=0.0)
+
+    monkeypatch.setattr(probe, "perceptron", plain)
+    jobs = {
+        name: job_of(source, tmp_path / name, classifiers=["linear", "mlp"], shuffles=1)
+        for name in ("one", "two")
+    }
+    alone = run_probe(jobs["one"])
+    barrier, box, place, found = threading.Barrier(2), {}, threading.local(), {}
+
+    def all_reduce(value):
+        box[place.rank] = value.clone()
+        barrier.wait()
+        total = box[0] + box[1]
+        barrier.wait()
+        value.copy_(total)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "barrier", barrier.wait)
+    started = threading.Lock()
+
+    def make(*sizes):  # the seed of torch is one for both threads
+        with started:
+            torch.manual_seed(0)
+            return plain(*sizes)
+
+    monkeypatch.setattr(probe, "perceptron", make)
+
+    def work(rank):
+        place.rank = rank
+        found[rank] = run_probe(jobs["two"], rank, 2)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert found[0] == found[1]
+    for reader in ("linear", "mlp"):
+        both = (report["features"]["latents/code"][reader] for report in (alone, found[0]))
+        one, two = both
+        assert one["accuracy"] == pytest.approx(two["accuracy"], abs=0.02)

@@ -23,6 +23,7 @@ from pipeline.downstream.field_features import (
 from pipeline.downstream.miou import intersection_over_union
 from pipeline.downstream.part_labels import IGNORED, class_of, mask_labels
 from pipeline.downstream.segment import open_segment, run_segment
+from pipeline.downstream.training import Interrupted
 from pipeline.evaluate.opened import open_store
 from pipeline.fields.bind import bind
 from pipeline.fitting.rows import bindable
@@ -180,7 +181,7 @@ def test_a_job_learns_from_its_samples_and_measures_others(pictures, tmp_path):
     assert all(len(p.classes) == 200 for p in task.points.values())
     report = run_segment(job)
     table = report["table"]
-    assert len(table) == 12
+    assert len(table) == 15
     assert table["linear on features and surroundings"]["numbers"] == 12 + 1 + 4 * (8 + 2 + 2)
     assert table["linear on features"]["numbers"] == 12
     assert table["linear on features and latent"]["numbers"] == 20
@@ -193,6 +194,18 @@ def test_a_job_learns_from_its_samples_and_measures_others(pictures, tmp_path):
     at = task.points[row].coords
     parts = [row_features(opened, row, x) for x in at.split(17)]
     assert torch.allclose(torch.cat(parts), row_features(opened, row, at), atol=1e-5)
+
+
+def test_a_stopped_job_ends_at_the_same_report(pictures, tmp_path):
+    stops = iter([False] * 40 + [True])
+    with pytest.raises(Interrupted):  # in the second head
+        run_segment(job_of(pictures, tmp_path / "cut"), stop=lambda: next(stops))
+    assert len(list((tmp_path / "cut").rglob("heads/*.safetensors"))) == 2
+    cut = run_segment(job_of(pictures, tmp_path / "cut"))
+    assert cut == run_segment(job_of(pictures, tmp_path / "whole"))
+    names = ("cut", "whole")
+    heads = [(tmp_path / name / "head.safetensors").read_bytes() for name in names]
+    assert heads[0] == heads[1]
 
 
 @pytest.mark.parametrize(

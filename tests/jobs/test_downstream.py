@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -223,3 +224,29 @@ def test_two_workers_on_object_storage_learn_what_one_process_learns(
         assert len(open_store(store)) == 6
     for name, value in files["one"].items():
         np.testing.assert_allclose(files["two"][name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:`use_:DeprecationWarning")
+def test_two_workers_probe_what_one_process_probes(ray_nodes, tmp_path):
+    """The networks of a probe learn with Ray Train and gloo."""
+    code_store(Location(url=str(tmp_path / "codes.zarr")), *rings(200, 0, size=8))
+    found = {}
+    for workers in (0, 2):
+        path = tmp_path / f"probe{workers}.yaml"
+        values = {
+            "name": "probe",
+            "source": str(tmp_path / "codes.zarr"),
+            "classifiers": ["linear", "mlp"],
+            "train": {"steps": 60, "batch": 64, "checkpoint_s": 0.01},
+            "shuffles": 1,
+            "store": str(tmp_path / f"out{workers}"),
+            "resources": {"workers": workers},
+        }
+        path.write_text(yaml.safe_dump(values))
+        assert main(["probe", str(path)]) == 0
+        report = json.loads((tmp_path / f"out{workers}" / "probe.json").read_text())
+        found[workers] = report["features"]["latents/code"]
+        assert not list((tmp_path / f"out{workers}").rglob("heads/*"))
+    assert found[0]["linear"] == found[2]["linear"]
+    assert found[0]["mlp"]["accuracy"] == pytest.approx(found[2]["mlp"]["accuracy"], abs=0.1)
