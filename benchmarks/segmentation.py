@@ -29,7 +29,7 @@ METALS = {"PIN*": "metal", "MET*": "metal", "#666666": "metal", "#818181": "meta
 MASKED = 600
 """Pictures of Fashion-MNIST that get masks, first ones; of these the seed chooses."""
 GROUPS = (
-    ("fields", re.compile("(linear|network|nearest) (on|by) features")),
+    ("fields", re.compile("(linear|network|nearest|whole samples) (on|by|of) features")),
     ("from scratch", re.compile("from scratch")),
     ("controls", re.compile("(linear|network|nearest) (on|by) (untrained|coordinates)|largest")),
 )
@@ -105,9 +105,10 @@ HEAD = """\
 
 Worst of {seeds} seeds (mean); a seed draws the ten samples, one of each class of samples in turn
 where there are classes, and starts the heads. All heads and networks learn from the same labels in
-300 steps. Made by `python -m benchmarks.segmentation --write` with the stores named below.
+300 steps. Made by `python -m benchmarks.segmentation --write` with `--fashion`, `--kicad` and
+`--parts`, the stores that its help describes.
 
-- *features*: the last hidden layer; *surroundings*: values of the field around a point at four
+- *features*: the last hidden layer; *surroundings*: values of the field around a point at five
   distances; *latent*: the sample's code
 - *whole samples*: a U-Net of the pictures, a PointNet of the surface points
 - *nearest*: votes of the five labeled points nearest in features and latent (weight 2)

@@ -129,7 +129,7 @@ class SegmentJob(_InMemory):
     """They are taken from the classes of samples in turn, as far as samples have classes."""
     measured: int = Field(200, ge=1)
     """Most samples that are measured, seeded, from `test`."""
-    surroundings: tuple[PositiveFloat, ...] = (0.05, 0.1, 0.25, 0.5)
+    surroundings: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.25, 0.5)
     """Distances (scene units) at which heads on fields also look around each point; empty: they
     know the features of the point alone."""
     whole: bool = True

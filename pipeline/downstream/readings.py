@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.downstream.classify import moments, neighbors, perceptron
 from pipeline.downstream.course import Course
@@ -19,6 +18,7 @@ from pipeline.downstream.field_features import (
     surroundings,
     untrained_bound,
 )
+from pipeline.downstream.scratch import class_weights, point_scores, weighted
 from pipeline.draw import Draw
 from pipeline.evaluate.opened import OpenedStore
 from schemas.probing import SegmentJob
@@ -37,7 +37,8 @@ class Reading:
 
     name: str
     inputs: tuple[str, ...]
-    head: Literal["linear", "network", "nearest"]
+    head: Literal["linear", "network", "nearest", "whole"]
+    """`whole`: a PointNet of the points of a sample."""
 
 
 FEATURES = Reading("linear on features", ("features",), "linear")
@@ -48,8 +49,10 @@ FIELDS = (
     Reading("linear on features and surroundings", ("features", "around"), "linear"),
     Reading("linear on features, surroundings, latent", ("features", "around", "latent"), "linear"),
     Reading("network on features and surroundings", ("features", "around"), "network"),
+    Reading("whole samples of features and surroundings", ("features", "around"), "whole"),
     Reading("nearest by features and latent", ("features", "latent"), "nearest"),
 )
+WHOLE = "from scratch: whole samples"
 CONTROLS = (
     Reading("from scratch: coordinates", ("coords",), "network"),
     Reading("network on coordinates and latent", ("coords", "latent"), "network"),
@@ -65,8 +68,14 @@ CONTROLS = (
 )
 
 
-def readings(opened: OpenedStore, row: int, distances: tuple[float, ...]) -> tuple[Reading, ...]:
-    """Those that a store allows: with latents, and with a network to have been trained."""
+def readings(
+    opened: OpenedStore, row: int, distances: tuple[float, ...], *, whole: bool
+) -> tuple[Reading, ...]:
+    """Those that a store allows: with latents, and with a network to have been trained.
+
+    Args:
+        whole: Also the PointNet of points in space; pictures have the U-Net of `scratch`.
+    """
     absent = set()
     if not len(row_latent(opened, row)):
         absent.add("latent")
@@ -74,7 +83,10 @@ def readings(opened: OpenedStore, row: int, distances: tuple[float, ...]) -> tup
         absent |= {"untrained", "untrained around"}
     if not distances:
         absent |= {"around", "untrained around"}
-    return tuple(r for r in (*FIELDS, *CONTROLS) if not absent & set(r.inputs))
+    found = [r for r in (*FIELDS, *CONTROLS) if not absent & set(r.inputs)]
+    if opened.dims == 3 and whole:
+        found.append(Reading(WHOLE, ("coords",), "whole"))
+    return tuple(found)
 
 
 def parts_of(
@@ -118,19 +130,6 @@ class Head(nn.Module):
         return self.net((x - self.mean) / self.scale)
 
 
-def class_weights(classes: Int[Tensor, "p"], count: int) -> Float[Tensor, "k"]:
-    """Rare classes weigh more: one over the root of their number; 1 on the mean of the points."""
-    weight = 1 / torch.bincount(classes, minlength=count).clamp(min=1).float().sqrt()
-    return weight / weight[classes].mean()
-
-
-def weighted(
-    scores: Float[Tensor, "p k"], classes: Int[Tensor, "p"], weight: Float[Tensor, "k"]
-) -> Float[Tensor, ""]:
-    """Cross-entropy whose value does not depend on what else is in a batch."""
-    return (F.cross_entropy(scores, classes, reduction="none") * weight[classes]).mean()
-
-
 def trained_head(
     shown: Sequence[Parts],
     classes: Int[Tensor, "p"],
@@ -145,6 +144,12 @@ def trained_head(
         factor = _block_factors(reading, shown)
         scores = neighbors(inputs * factor, classes, count, VOTES)
         return lambda x: scores(x * factor)
+    if reading.head == "whole":
+        return point_scores(
+            [inputs_of(reading, parts) for parts in shown],
+            classes.split([len(parts["coords"]) for parts in shown]),
+            class_weights(classes, count), job.train, job.seed, course, reading.name,
+        )  # fmt: skip
     device = course.device
     inputs, classes = inputs.to(device), classes.to(device)
     weight = class_weights(classes, count)

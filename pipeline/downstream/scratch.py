@@ -1,7 +1,7 @@
-"""Segmentation without fields: networks that see whole samples, from labels alone.
+"""Segmentation by networks that see whole samples: a U-Net of pictures, a PointNet of points.
 
-They are what a few labeled samples give to someone who has no store: a U-Net of pictures, a
-PointNet of surface points.
+On pictures and coordinates they are what a few labeled samples give to someone who has no store;
+the same PointNet also learns from the features of fields.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.downstream.classify import moments
 from pipeline.downstream.course import Course
 from pipeline.downstream.part_labels import Labeled
-from pipeline.downstream.readings import weighted
 from pipeline.draw import Draw
 from pipeline.encoders.unet import UNet
 from schemas.probing import Steps
@@ -26,14 +26,27 @@ POINTS = 256
 """Points of a sample that a step of `PointSegmenter` sees, others in each."""
 
 
+def class_weights(classes: Int[Tensor, "p"], count: int) -> Float[Tensor, "k"]:
+    """Rare classes weigh more: one over the root of their number; 1 on the mean of the points."""
+    weight = 1 / torch.bincount(classes, minlength=count).clamp(min=1).float().sqrt()
+    return weight / weight[classes].mean()
+
+
+def weighted(
+    scores: Float[Tensor, "p k"], classes: Int[Tensor, "p"], weight: Float[Tensor, "k"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy whose value does not depend on what else is in a batch."""
+    return (F.cross_entropy(scores, classes, reduction="none") * weight[classes]).mean()
+
+
 class PointSegmenter(nn.Module):
     """Layers on each point, the maximum over all of them, layers on both together (the segmenter of
     PointNet, Qi et al. 2017, without its alignment networks)."""
 
-    def __init__(self, classes: int, width: int = 64):
+    def __init__(self, classes: int, inputs: int = 3, width: int = 64):
         super().__init__()
         self.each = nn.Sequential(
-            nn.Linear(3, width), nn.LayerNorm(width), nn.ReLU(),
+            nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(),
             nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU(),
         )  # fmt: skip
         self.whole = nn.Sequential(
@@ -45,7 +58,7 @@ class PointSegmenter(nn.Module):
             nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, classes),
         )  # fmt: skip
 
-    def forward(self, points: Float[Tensor, "n p 3"]) -> Float[Tensor, "n p k"]:
+    def forward(self, points: Float[Tensor, "n p f"]) -> Float[Tensor, "n p k"]:
         own = self.each(points)
         whole = self.whole(own).amax(1, keepdim=True)
         return self.both(torch.cat([own, whole.expand(-1, own.shape[1], -1)], -1))
@@ -69,24 +82,29 @@ class PictureSegmenter(nn.Module):
         return read[..., 0].transpose(1, 2)
 
 
-def segmented_points(
-    known: Sequence[Labeled],
-    tests: Sequence[Labeled],
+def point_scores(
+    inputs: Sequence[Float[Tensor, "p f"]],
+    classes: Sequence[Int[Tensor, "p"]],
     weight: Float[Tensor, "k"],
     learning: Steps,
     seed: int,
     course: Course,
-) -> list[Int[Tensor, "p"]]:
-    """Classes of the points of test samples, from a `PointSegmenter` that learned the known."""
-    coords, wanted = _full(known, course.device)
+    name: str,
+) -> Callable[[Float[Tensor, "m f"]], Float[Tensor, "m k"]]:
+    """A `PointSegmenter` that learned the points of labeled samples; scores the points of one."""
+    mean, scale = moments(torch.cat(list(inputs)))
+    seen = _full([(x - mean) / scale for x in inputs]).to(course.device)
+    wanted = _full(classes).to(course.device)
 
     def read(model: nn.Module, index: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        at = index[:, None], draw.integers("points", coords.shape[1], POINTS)
-        return model(coords[at]), wanted[at]
+        at = index[:, None], draw.integers("points", seen.shape[1], POINTS)
+        return model(seen[at]), wanted[at]
 
-    model = _learned(lambda: PointSegmenter(len(weight)), read, len(known), weight, learning, seed,
-                     course)  # fmt: skip
-    return [model(s.coords[None])[0].argmax(1) for s in tests]
+    model = _learned(
+        lambda: PointSegmenter(len(weight), seen.shape[2]), read, len(seen), weight, learning, seed,
+        course, name,
+    )  # fmt: skip
+    return lambda x: model(((x - mean) / scale)[None])[0]
 
 
 def segmented_pictures(
@@ -98,29 +116,30 @@ def segmented_pictures(
     learning: Steps,
     seed: int,
     course: Course,
+    name: str,
 ) -> list[Int[Tensor, "p"]]:
     """Classes of the pixels of test samples, from a `PictureSegmenter` that learned the known."""
-    coords, wanted = _full(known, course.device)
+    coords = _full([s.coords for s in known]).to(course.device)
+    wanted = _full([s.classes for s in known]).to(course.device)
     seen = known_pictures.to(course.device)
 
     def read(model: nn.Module, index: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         return model(seen[index], coords[index]), wanted[index]
 
-    model = _learned(lambda: PictureSegmenter(seen.shape[1], len(weight)), read, len(known), weight,
-                     learning, seed, course)  # fmt: skip
+    model = _learned(
+        lambda: PictureSegmenter(seen.shape[1], len(weight)), read, len(known), weight, learning,
+        seed, course, name,
+    )  # fmt: skip
     return [
         model(picture[None], s.coords[None])[0].argmax(1)
         for s, picture in zip(tests, test_pictures)
     ]
 
 
-def _full(samples: Sequence[Labeled], device: str) -> tuple[Tensor, Tensor]:
+def _full(samples: Sequence[Tensor]) -> Tensor:
     """Samples with equally many points: those of smaller ones are repeated."""
-    most = max(len(s.classes) for s in samples)
-    places = [torch.arange(most) % len(s.classes) for s in samples]
-    coords = torch.stack([s.coords[at] for s, at in zip(samples, places)])
-    classes = torch.stack([s.classes[at] for s, at in zip(samples, places)])
-    return coords.to(device), classes.to(device)
+    most = max(len(s) for s in samples)
+    return torch.stack([s[torch.arange(most) % len(s)] for s in samples])
 
 
 def _learned(
@@ -131,6 +150,7 @@ def _learned(
     learning: Steps,
     seed: int,
     course: Course,
+    name: str,
 ) -> nn.Module:
     """A network trained on what `read` gives of samples by number: scores and classes."""
     weight = weight.to(course.device)
@@ -143,5 +163,5 @@ def _learned(
             return weighted(scores.flatten(0, 1), wanted.flatten(), weight)
 
         keys = {**learning.descent(), "batch": SAMPLES}
-        course.learn(model, loss, samples, name="whole samples", seed=seed, **keys)
+        course.learn(model, loss, samples, name=name, seed=seed, **keys)
     return model.requires_grad_(False).cpu()

@@ -29,15 +29,15 @@ from pipeline.downstream.part_labels import (
 from pipeline.downstream.raw_data import prepared_beside, raw_data
 from pipeline.downstream.readings import (
     FEATURES,
+    WHOLE,
     Head,
     Parts,
-    class_weights,
     inputs_of,
     parts_of,
     readings,
     trained_head,
 )
-from pipeline.downstream.scratch import segmented_pictures, segmented_points
+from pipeline.downstream.scratch import class_weights, segmented_pictures
 from pipeline.downstream.selection import Selection, select
 from pipeline.evaluate.opened import OpenedStore, open_store
 from pipeline.ingest.prepared import open_prepared
@@ -46,7 +46,7 @@ from pipeline.store import store_hash
 from schemas.probing import SegmentJob
 
 Told = Callable[[str], None]
-WHOLE, MAJORITY = "from scratch: whole samples", "largest class"
+MAJORITY = "largest class"
 HEADER = ["read from", "numbers", "mIoU of classes", "mIoU of samples", "accuracy"]
 
 
@@ -212,7 +212,7 @@ def measure_segment(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The report, and the tensors of the linear head on features."""
     job, count = task.job, len(task.classes)
-    chosen = readings(task.opened, task.known[0], job.surroundings)
+    chosen = readings(task.opened, task.known[0], job.surroundings, whole=job.whole)
 
     def parts(row: int) -> Parts:
         return parts_of(task.opened, row, task.points[row].coords, chosen, job)
@@ -228,7 +228,7 @@ def measure_segment(
         of_row = parts(row)
         for reading, head in heads.items():
             guessed[reading.name][row] = head(inputs_of(reading, of_row)).argmax(1)
-    if (whole := _whole_samples(task, class_weights(known, count), course)) is not None:
+    if (whole := _whole_pictures(task, class_weights(known, count), course)) is not None:
         guessed[WHOLE], numbers[WHOLE] = whole, 0
     largest = int(torch.bincount(known, minlength=count).argmax())
     guessed[MAJORITY] = {
@@ -255,26 +255,20 @@ def measure_segment(
     return report, {k: v.contiguous() for k, v in state.items()}
 
 
-def _whole_samples(task: Task, weight: Tensor, course: Course) -> dict[int, Tensor] | None:
-    """Classes that a network gives which sees whole samples and learned from labels alone; nothing
-    where the samples are not at hand."""
-    job, rows = task.job, (*task.known, *task.tests)
-    if not job.whole:
-        return None
-    first, others = len(task.known), [task.points[row] for row in task.tests]
-    known = [task.points[row] for row in task.known]
-    learning = job.train, job.seed, course
-    if known[0].coords.shape[1] == 3:
-        found = segmented_points(known, others, weight, *learning)
-        return dict(zip(task.tests, found))
+def _whole_pictures(task: Task, weight: Tensor, course: Course) -> dict[int, Tensor] | None:
+    """Classes that a U-Net gives which learned from labels alone; nothing where no pictures are."""
+    job = task.job
     location = job.prepared or prepared_beside(job.source)
-    if location is None or task.opened.dims != 2:
+    if not job.whole or location is None or task.opened.dims != 2:
         return None
-    ids = [task.opened.line(row)["sample_id"] for row in rows]
+    first, known = len(task.known), [task.points[row] for row in task.known]
+    ids = [task.opened.line(row)["sample_id"] for row in (*task.known, *task.tests)]
     raw = raw_data(open_prepared(location), ids, side=job.raw_side, cells=1, points=1)
     assert raw.pictures is not None
-    found = segmented_pictures(known, raw.pictures[:first], others, raw.pictures[first:],
-                               weight, *learning)  # fmt: skip
+    found = segmented_pictures(
+        known, raw.pictures[:first], [task.points[row] for row in task.tests],
+        raw.pictures[first:], weight, job.train, job.seed, course, WHOLE,
+    )  # fmt: skip
     return dict(zip(task.tests, found))
 
 

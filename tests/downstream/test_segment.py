@@ -181,8 +181,8 @@ def test_a_job_learns_from_its_samples_and_measures_others(pictures, tmp_path):
     assert all(len(p.classes) == 200 for p in task.points.values())
     report = run_segment(job)
     table = report["table"]
-    assert len(table) == 15
-    assert table["linear on features and surroundings"]["numbers"] == 12 + 1 + 4 * (8 + 2 + 2)
+    assert len(table) == 16
+    assert table["linear on features and surroundings"]["numbers"] == 12 + 1 + 5 * (8 + 2 + 2)
     assert table["linear on features"]["numbers"] == 12
     assert table["linear on features and latent"]["numbers"] == 20
     assert table["linear on features"]["class_miou"] > table["largest class"]["class_miou"]
