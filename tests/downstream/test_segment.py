@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.two_parts import two_parts
 from pipeline import fitting
+from pipeline.downstream.course import ALONE
 from pipeline.downstream.field_features import (
     directions,
     features,
@@ -22,7 +23,14 @@ from pipeline.downstream.field_features import (
 )
 from pipeline.downstream.miou import intersection_over_union
 from pipeline.downstream.part_labels import IGNORED, class_of, mask_labels
-from pipeline.downstream.segment import open_segment, run_segment
+from pipeline.downstream.readings import (
+    LATENT,
+    Reading,
+    _block_factors,
+    inputs_of,
+    trained_head,
+)
+from pipeline.downstream.segment import _in_turn, open_segment, run_segment
 from pipeline.downstream.training import Interrupted
 from pipeline.evaluate.opened import open_store
 from pipeline.fields.bind import bind
@@ -123,8 +131,38 @@ def test_parts_are_classes_by_name_and_masks_by_sample(tmp_path):
     Image.fromarray(np.zeros((2, 2, 3), np.uint8)).save(tmp_path / "cats" / "1.png")
     with pytest.raises(ValueError, match=r"'cats/1\.png' has 3 channels"):
         mask_labels(Location(url=str(tmp_path)), ["cats/1.jpg"], ())
+    Image.fromarray(mask).save(tmp_path / "set.gz#7.png")
+    assert list(mask_labels(Location(url=str(tmp_path)), ["set.gz#7", "set.gz#8"], ()).samples) == [
+        "set.gz#7"
+    ]
     with pytest.raises(ValueError, match=r"none of them named .* e.g. 'dogs/1.png'"):
         mask_labels(Location(url=str(tmp_path)), ["dogs/1.jpg"], ())
+
+
+def test_samples_of_each_class_come_in_turn_in_the_order_of_the_draw():
+    pool = [(9, "a"), (4, "a"), (7, "b"), (1, "a"), (3, "c"), (8, "b")]
+    assert [row for row, _ in _in_turn(pool)] == [9, 7, 3, 4, 8, 1]
+    assert [row for row, _ in _in_turn([(5, None), (2, None)])] == [5, 2]
+
+
+def test_the_nearest_points_answer_with_blocks_of_equal_spread():
+    """Features decide by their form, whatever their scale; latents count twice."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    features = torch.randn(200, 3, generator=random) + 6.0 * labels[:, None]
+    shown = [
+        {"coords": x[:, :2], "features": 1e-3 * x, "latent": 1e3 * torch.randn(1, 4).expand(50, -1)}
+        for x in features.split(50)
+    ]
+    reading = Reading("nearest", ("features", "latent"), "nearest")
+    factors = _block_factors(reading, shown)
+    joined = torch.cat([inputs_of(reading, parts) for parts in shown]) * factors
+    spread = [(b - b.mean(0)).square().sum(1).mean().sqrt() for b in joined.split([3, 4], 1)]
+    assert spread == pytest.approx([1.0, LATENT], rel=1e-3)
+    job = SegmentJob.model_validate({"name": "n", "source": "a.zarr", "store": "b"})
+    scores = trained_head(shown, labels, 2, job, ALONE, reading)
+    near = scores(inputs_of(reading, {k: v + 1e-4 for k, v in shown[0].items()}))
+    assert (near.argmax(1) == labels[:50]).float().mean() >= 0.95
 
 
 # --- stores -----------------------------------------------------------------------------------
