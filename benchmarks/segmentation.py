@@ -126,7 +126,7 @@ NOTES = """\
 - What a part looks like is found by its surroundings in the field, best with a point network on
   top; of shapes these tell how thick a part is, which surface points do not.
 - Trained features carry it: the same heads on an untrained decoder with the trained latents lose
-  10 to 40 points.
+  7 to 43 points.
 - A picture whose surroundings are the picture itself gains nothing over a U-Net of it: white
   silhouettes, where the fields add no knowledge of other pictures.
 - "Best of fields" is the best of seven readings by these same tests, "best from scratch" of two.
