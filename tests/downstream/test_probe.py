@@ -287,7 +287,16 @@ def test_two_ranks_find_what_one_finds(source, tmp_path, monkeypatch):
     from pipeline.downstream import probe
 
     def plain(inputs, width, outputs):
-        return perceptron(inputs, width, outputs, dropout=0.0)
+        """Starts by a generator of its own: that of torch is one for both threads."""
+        random = torch.Generator().manual_seed(0)
+        model = perceptron(inputs, width, outputs, dropout=0.0)
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                bound = parameter.shape[1] ** -0.5
+                torch.nn.init.uniform_(parameter, -bound, bound, generator=random)
+            elif not (parameter == 1).all():  # a bias
+                torch.nn.init.zeros_(parameter)
+        return model
 
     monkeypatch.setattr(probe, "perceptron", plain)
     jobs = {
@@ -306,14 +315,6 @@ def test_two_ranks_find_what_one_finds(source, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
     monkeypatch.setattr(dist, "barrier", barrier.wait)
-    started = threading.Lock()
-
-    def make(*sizes):  # the seed of torch is one for both threads
-        with started:
-            torch.manual_seed(0)
-            return plain(*sizes)
-
-    monkeypatch.setattr(probe, "perceptron", make)
 
     def work(rank):
         place.rank = rank
