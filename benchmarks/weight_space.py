@@ -121,8 +121,8 @@ RESULTS = Path(__file__).parent / "results" / "weight_space.md"
 NOTES = """
 What it says (2026-11-23): without a common start a plain network reads nothing. Of what else was
 varied the first layer's frequency factor matters most: above 10 both the reading and the unseen
-pixels get worse. Lower factors, slower rates and fewer steps read a little better, though fewer steps
-and slower rates fit worse: quality of the fits is not what decides. Seeds differ by up to 0.09.
+pixels get worse. Lower factors, slower rates and fewer steps read a little better, though the last
+two fit worse: quality of the fits is not what decides. Seeds differ by up to 0.09.
 """
 
 
