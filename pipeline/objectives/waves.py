@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pipeline.draw import Draw
 from pipeline.fields.derivatives import (
     PointwiseField,
     complex_product,
@@ -86,6 +87,88 @@ def helmholtz_residual(
     if slowness is not None:
         second = second * slowness.square()
     return divergence(flux, coords) + second
+
+
+def helmholtz_of(
+    value: Float[Tensor, "n p 2"],
+    slope: Float[Tensor, "n p 2 d"],
+    second: Float[Tensor, "n p 2 d"],
+    coords: Float[Tensor, "n p d"],
+    wavenumber: Float[Tensor, "n"],
+    *,
+    slowness: Float[Tensor, "n p"] | None = None,
+    depth: float = 0.5,
+    strength: float = 5.0,
+) -> Float[Tensor, "n p 2"]:
+    """`helmholtz_residual` in the box [-1, 1]^d from derivatives that are known, each row with a
+    wave number of its own: the coefficients a_j and their slopes are written out.
+    """
+    inward = (coords.abs() - (1 - depth)).clamp(min=0) / depth
+    s = torch.complex(torch.ones_like(inward), -strength * inward.square())
+    bend = -1j * 2 * strength / depth * inward * coords.sign()
+    whole = s.prod(-1, keepdim=True)
+    a = whole / s.square()
+    u, first, bent = (torch.complex(v[:, :, 0], v[:, :, 1]) for v in (value, slope, second))
+    mass = whole[..., 0] * wavenumber[:, None].square()
+    if slowness is not None:
+        mass = mass * slowness.square()
+    found = (a * (bent - bend / s * first)).sum(-1) + mass * u
+    return torch.stack([found.real, found.imag], -1)
+
+
+def speeds_at(
+    nodes: Float[Tensor, "n *m"], coords: Float[Tensor, "n p d"], half: float
+) -> Float[Tensor, "n p"]:
+    """Values at evenly spaced nodes of [-half, half]^d (first axis x), linear in between, constant
+    beyond."""
+    n, sides = len(nodes), nodes.shape[1:]
+    flat = nodes.reshape(n, -1)
+    total = torch.zeros_like(coords[..., 0])
+    places = [((coords[..., i] / half).clamp(-1, 1) + 1) / 2 * (m - 1) for i, m in enumerate(sides)]
+    low = [p.floor().clamp(max=m - 2) for p, m in zip(places, sides)]
+    for corner in range(2 ** len(sides)):
+        weight, index = torch.ones_like(total), torch.zeros_like(total, dtype=torch.int64)
+        for i, m in enumerate(sides):
+            up = corner >> i & 1
+            part = places[i] - low[i]
+            weight = weight * (part if up else 1 - part)
+            index = index * m + low[i].long() + up
+        total = total + weight * flat.gather(1, index)
+    return total
+
+
+def gaussians(
+    coords: Float[Tensor, "n p d"],
+    at: Float[Tensor, "n s d"],
+    variance: Float[Tensor, "n s"],
+    strength: Float[Tensor, "n s c"],
+    *,
+    density: bool,
+) -> Float[Tensor, "n p c"]:
+    """Sum of Gaussians of these strengths: integrals (`density`), or heights."""
+    away = (coords[:, :, None] - at[:, None]).square().sum(-1)
+    height = torch.exp(-away / (2 * variance[:, None]))
+    if density:
+        height = height / (2 * torch.pi * variance[:, None]) ** (coords.shape[-1] / 2)
+    return torch.bmm(height, strength)
+
+
+def places_near(
+    draw: Draw,
+    at: Float[Tensor, "n s d"],
+    variance: Float[Tensor, "n s"],
+    strength: Float[Tensor, "n s c"],
+    count: int,
+    reach: float = 4.0,
+) -> Float[Tensor, "n count d"]:
+    """Uniform places within `reach` deviations of a source along each axis, any source as often;
+    sources without strength stand last and get none."""
+    d = at.shape[-1]
+    sources = (strength != 0).any(-1).sum(1)
+    which = draw.integers("source", sources, count)
+    center = at.gather(1, which[..., None].expand(-1, -1, d))
+    width = variance.gather(1, which).sqrt()[..., None] * reach
+    return (center + (draw.uniform("near", count, d) * 2 - 1) * width).clamp(-1, 1)
 
 
 def gaussian_source(

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline import methods
 from pipeline.ingest.prepared import Prepared, open_prepared
-from schemas.run import ImageIngest, Run, ShapeIngest
+from schemas.run import EquationIngest, ImageIngest, Run, ShapeIngest
 from schemas.samples import POINT_SETS, FormSpec, PreparedMeta
 
 
@@ -65,6 +65,14 @@ def best_form(run: Run) -> FormSpec | None:
     if isinstance(ingest, ImageIngest):
         channels = {"rgb": 3, "gray": 1}.get(ingest.color)
         return channels and FormSpec(kind=kind, channels=channels, dims=2)
+    if isinstance(ingest, EquationIngest):
+        waves = ingest.equation == "wave"
+        return FormSpec(
+            kind=kind,
+            equation=ingest.equation,
+            dims=ingest.dimension + waves,
+            channels=1 if waves else 2,
+        )
     common = {
         "kind": kind,
         "dims": 3,

@@ -1,0 +1,143 @@
+"""SIREN for the Helmholtz equation: a complex sine network (two channels) for each problem, found
+from the equation alone in a box with an absorbing layer (Sitzmann et al. 2020, sec. 4.3).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from schemas.base import Schema
+from schemas.equations import LAYER
+from schemas.samples import FormSpec
+
+if TYPE_CHECKING:
+    from pipeline.fitting.method import Method
+
+PAPER = "Sitzmann et al. 2020, NeurIPS, arXiv 2006.09661, sec. 4.3"
+KINDS = ("equations",)
+STRATEGY = "per sample"
+STORES = "params: the weights of one sine network a Helmholtz equation"
+
+
+class Config(Schema):
+    """Defaults: a network that fits a problem on a line in some two seconds on a CPU core."""
+
+    width: int = Field(64, ge=1)
+    """Units of a sine layer (authors' code: 256)."""
+    depth: int = Field(3, ge=1)
+    """Number of sine layers (authors' code: 4, "3 hidden")."""
+    omega_first: float = Field(15.0, gt=0)
+    """Frequency factor of the first layer (authors' code: 30). Where the waves are long beside the
+    box, less is learned faster."""
+    omega_hidden: float = Field(30.0, gt=0)
+    """Frequency factor of the others (supplement 1.5)."""
+    activation: Literal["sine", "tanh"] = "sine"
+    """`tanh`: layers with which the paper compares, started as PyTorch starts them."""
+    strength: float = Field(5.0, gt=0)
+    """How strongly the layer absorbs at the border, a_0 (authors' code)."""
+    points: int = Field(256, ge=4)
+    """Places a step (authors' code: 230^2)."""
+    near: float = Field(0.25, gt=0, lt=1)
+    """Share of them at the sources (authors' code: 100 of 230^2)."""
+    source: float = Field(1.0, gt=0)
+    """Weight of the mean residual at the sources beside that everywhere (authors' code: sums, that
+    at the sources times N / 1e3, which is 0.1 here)."""
+    norm: Literal["square", "absolute"] = "square"
+    """Of residuals, which are divided by k^2 (authors' code: absolute). Small networks learn from
+    squares in hundreds of steps what they do not in thousands from absolute values."""
+    rate: float = Field(1e-3, gt=0)
+    """Learning rate of Adam, falling to a hundredth (authors' code: 2e-5, constant)."""
+    steps: int = Field(600, ge=1)
+    """Steps a problem (authors' code: 50,000)."""
+
+    @classmethod
+    def presets(cls) -> dict[str, Config]:
+        """`paper`: experiment_scripts/train_helmholtz.py of the authors' code. The rate falls
+        here."""
+        paper = {"width": 256, "depth": 4, "omega_first": 30.0, "points": 230**2, "rate": 2e-5}
+        paper |= {"near": 100 / 230**2, "source": 0.1, "norm": "absolute", "steps": 50_000}
+        return {"default": cls(), "paper": cls(**paper)}
+
+
+def build(config: Config, form: FormSpec) -> Method:
+    """A network from x (, y) to the real and the imaginary part of a wave."""
+    import torch
+
+    from pipeline.fields.activations import Tanh
+    from pipeline.fields.jets import jets
+    from pipeline.fields.mlp import MLP, Layer
+    from pipeline.fields.sine import sine_layers
+    from pipeline.fitting.method import Descend, Field, PerSample, Phase
+    from pipeline.fitting.optimizers import Adam
+    from pipeline.fitting.schedules import Cosine
+    from pipeline.objectives.waves import gaussians, helmholtz_of, places_near, speeds_at
+    from pipeline.samples import Size
+
+    if form.kind not in KINDS:
+        raise ValueError(f"helmholtz solves equations; this dataset has {form.kind}")
+    if form.equation != "helmholtz":
+        raise ValueError(
+            f"helmholtz solves Helmholtz equations; this dataset has {form.equation} equations: "
+            "try method 'wave', or ingest.equation: helmholtz"
+        )
+    d, near = form.dims, max(1, round(config.points * config.near))
+    layers = sine_layers(
+        d,
+        config.width,
+        config.depth,
+        2,
+        omega_first=config.omega_first,
+        omega_hidden=config.omega_hidden,
+    )
+    if config.activation == "tanh":
+        layers = [*[Layer(config.width, Tanh()) for _ in range(config.depth)], Layer(2)]
+    model = MLP(d, layers)
+
+    def loss(bound, batch, draw):
+        problem = batch.problem
+        sources = problem.at, problem.variance, problem.strength
+        box = draw.uniform("box", config.points - near, d) * 2 - 1
+        coords = torch.cat([places_near(draw, *sources, near), box], 1)
+        found = helmholtz_of(
+            *jets(bound, coords),
+            coords,
+            problem.wavenumber,
+            slowness=1 / speeds_at(problem.speed, coords, 1 - LAYER),
+            depth=LAYER,
+            strength=config.strength,
+        )
+        off = found - gaussians(coords, *sources, density=True)
+        off = off / problem.wavenumber[:, None, None].square()
+        error = (off.square() if config.norm == "square" else off.abs()).sum(-1)
+        return {
+            "equation": error[:, near:].mean(1),
+            "source": config.source * error[:, :near].mean(1),
+        }
+
+    def read(bound, coords):
+        return {"wave": bound(coords)}
+
+    rate = Cosine(config.rate, config.steps, floor=config.rate / 100)
+    phase = Phase(
+        steps=config.steps,
+        size=Size(pixels=0, places=config.points),
+        updates=(Descend(loss, {"": Adam(rate)}),),
+    )
+    field = Field(
+        method="helmholtz",
+        config=config,
+        form=form,
+        model=model,
+        read=read,
+        layers=model.describe(""),
+        coords={
+            "axes": ["x", "y"][:d],
+            "range": [-1.0, 1.0],
+            "domain": [LAYER - 1, 1 - LAYER],
+            "beyond": "a perfectly matched layer",
+        },
+        output={"quantity": "wave", "channels": ["real", "imaginary"], "outgoing": "exp(-i k r)"},
+    )
+    return PerSample(field, fit=(phase,))
