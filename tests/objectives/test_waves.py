@@ -4,11 +4,17 @@ import math
 
 import torch
 
+from pipeline.draw import Draw, sample_keys
+from pipeline.fields.derivatives import second_derivatives
 from pipeline.objectives.waves import (
     absorption,
     gaussian_source,
+    gaussians,
+    helmholtz_of,
     helmholtz_residual,
     initial_terms,
+    places_near,
+    speeds_at,
     wave_residual,
 )
 
@@ -119,3 +125,45 @@ def test_layer_and_source_have_their_shapes():
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(1, -1, 2)
     mass = float(gaussian_source(grid, 1e-4, at=(0.05, 0.0)).sum() * (0.4 / 200) ** 2)
     assert abs(mass - 1) < 1e-3
+
+
+def test_written_out_coefficients_are_those_of_the_divergence():
+    for d in (1, 2, 3):
+        coords = points(2, 60, d)
+
+        def field(x):
+            phase = (x * torch.arange(1.0, x.shape[-1] + 1, dtype=x.dtype)).sum(-1)
+            return torch.stack([torch.sin(3 * phase), torch.cos(2 * phase + 1)], -1)
+
+        numbers = torch.tensor([7.0, 11.0], dtype=torch.float64)
+        slowness = 1 + 0.2 * coords[..., 0]
+        found = helmholtz_of(*second_derivatives(field, coords), coords, numbers, slowness=slowness)
+        for i, k in enumerate(numbers.tolist()):
+            one, m = coords[i : i + 1], slowness[i : i + 1, :, None]
+            wanted = helmholtz_residual(field, one, k, slowness=m)
+            torch.testing.assert_close(found[i : i + 1], wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_speeds_are_linear_between_nodes_and_constant_beyond():
+    nodes = torch.arange(5.0).reshape(1, 5, 1) + 10 * torch.arange(3.0)
+    coords = points(1, 100, 2).float()
+    inside = coords.clamp(-0.5, 0.5)
+    wanted = 4 * inside[..., 0] + 2 + 10 * (2 * inside[..., 1] + 1)
+    torch.testing.assert_close(speeds_at(nodes, coords, 0.5), wanted)
+
+
+def test_places_lie_at_sources_that_are_there():
+    at = torch.tensor([[[0.5], [-0.5], [0.0]], [[0.1], [0.0], [0.0]]])
+    variance = torch.tensor([[1e-4, 1e-4, 1.0], [4e-4, 1.0, 1.0]])
+    strength = torch.tensor([[[1.0], [-2.0], [0.0]], [[1.0], [0.0], [0.0]]])
+    draw = Draw.of(sample_keys(["a", "b"]), seed=0, stage="test")
+    found = places_near(draw, at, variance, strength, 400)[..., 0]
+    away = (found[0].abs() - 0.5).abs()
+    assert away.max() <= 0.04 + 1e-6
+    assert 150 < int((found[0] > 0).sum()) < 250
+    assert (found[1] - 0.1).abs().max() <= 0.08 + 1e-6
+    x = torch.linspace(-1, 1, 2001).reshape(1, -1, 1).expand(2, -1, -1)
+    density = gaussians(x, at, variance, strength, density=True)[..., 0]
+    torch.testing.assert_close(density.sum(1) / 1000, torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
+    height = gaussians(at[:, :1], at, variance, strength, density=False)[..., 0]
+    torch.testing.assert_close(height[:, 0], torch.tensor([1.0, 1.0]))
