@@ -28,7 +28,7 @@ VERBS = {
     "verify": ("jobs.stores", "compare a store with its records"),
     "repair": ("jobs.stores", "mark damaged units of a store, to be fitted again"),
     "retry": ("jobs.stores", "fit failed rows again"),
-    "export": ("jobs.stores", "write one sample as .ply, .obj, .glb or .png"),
+    "export": ("jobs.stores", "write one sample as .ply, .obj, .glb, .png, .wav, .gif, ..."),
     "prior": ("jobs.prior", "a generative model of a store's rows, and samples as a store"),
     "gan": ("jobs.prior", "a latent GAN on a store's rows, and samples as a store"),
     "probe": ("jobs.probe", "which classes can be read off a store's rows, beside raw data"),
@@ -171,7 +171,13 @@ def _retry(verb: argparse.ArgumentParser) -> None:
 def _export(verb: argparse.ArgumentParser) -> None:
     _store(verb)
     verb.add_argument("--sample", required=True, metavar="ID", help="sample id")
-    verb.add_argument("--to", required=True, metavar="FILE", help="out.ply, .obj, .glb or .png")
+    verb.add_argument(
+        "--to",
+        required=True,
+        metavar="FILE",
+        help="out.ply, .obj, .glb, .png; .npy of waves; .wav, .flac of sounds; .gif, .webp, "
+        ".mp4 of videos (.png: animated)",
+    )
     verb.add_argument("--resolution", type=_positive, help="cells an axis, or pixels of the height")
 
 

@@ -153,11 +153,19 @@ def chosen(columns: Any, wanted: list[RowStatus]) -> np.ndarray:
     return np.isin(columns["status"].to_numpy(), [int(status) for status in wanted])
 
 
+EXPORTS = (
+    *(".ply", ".obj", ".glb", ".png", ".npy"),
+    *(".wav", ".flac", ".gif", ".webp", ".mp4"),
+)
+
+
 def do_export(arguments: argparse.Namespace) -> int:
-    """Writes one sample as a mesh or a picture."""
+    """Writes one sample as a mesh, a picture, a sound or a video."""
     suffix = os.path.splitext(arguments.to)[1].lower()
-    if suffix not in (".ply", ".obj", ".glb", ".png", ".npy"):
-        raise ValueError(f"--to {arguments.to}: must end in .ply, .obj, .glb, .png or .npy")
+    if suffix not in EXPORTS:
+        raise ValueError(
+            f"--to {arguments.to}: must end in {', '.join(EXPORTS[:-1])} or {EXPORTS[-1]}"
+        )
     location, _ = target_of(arguments)
     open_existing(location)
     from pipeline.evaluate.export import export

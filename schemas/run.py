@@ -66,6 +66,7 @@ SAMPLE_SETS: dict[str, Kind] = {
     "pictures": "images",
     "glyph-images": "images",
     "sounds": "audio",
+    "clips": "video",
     "shapes": "shapes",
     "glyphs": "shapes",
     "scenes": "shapes",

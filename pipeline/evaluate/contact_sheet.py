@@ -15,6 +15,7 @@ from pipeline.evaluate.opened import OpenedStore
 from pipeline.evaluate.prepared_lines import Line, decode_picture, decode_points, line_of
 from pipeline.evaluate.rendering import Rendering, View, render_points
 from pipeline.evaluate.report import main_metric, number
+from pipeline.evaluate.signals import prepared_rendering
 from pipeline.evaluate.wave_pictures import render_reference
 
 GAP = 6
@@ -84,11 +85,15 @@ def _cell(store: OpenedStore, row: int, line: Line | None, side: int, view: View
 
 
 def _resolution(store: OpenedStore, side: int) -> int | None:
-    return None if store.dims == 2 else side
+    return None if store.dims == 2 or store.kind in ("audio", "video") else side
 
 
 def render_input(line: Line, side: int, view: View | None = None) -> Rendering:
-    """What a fit saw of a sample: its picture, or its surface points in matte shading."""
+    """What a fit saw of a sample: its picture, or its surface points in matte shading; of sounds
+    the wave, of videos the middle frame."""
+    shown = prepared_rendering(line)
+    if shown is not None:
+        return shown
     if "pixels" in line:
         return Rendering(decode_picture(line))
     if "reference" in line:

@@ -1,4 +1,4 @@
-"""One row as a file of a common format: a mesh, a picture, or its parameters by name."""
+"""One row as a file of a common format: a mesh, picture, sound, video, or its parameters."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.evaluate.opened import OpenedStore, open_store
+from pipeline.evaluate.signals import (
+    SOUNDS,
+    VIDEOS,
+    animation_bytes,
+    sound_bytes,
+    write_mp4,
+)
 from pipeline.evaluate.wave_pictures import wave_grid
 from schemas.base import Location
 
 MESHES = (".ply", ".obj", ".glb")
-SUFFIXES = (*MESHES, ".png", ".npz", ".npy")
+SUFFIXES = (*MESHES, ".png", ".npz", ".npy", *SOUNDS, *(s for s in VIDEOS if s != ".png"))
 
 
 def export(
@@ -27,10 +34,13 @@ def export(
 
     Args:
         path: `.ply`, `.obj`, `.glb`: the mesh of a shape; `.png`: a picture (of shapes: a shaded
-            view); `.npz`: the row's own parameters by name; `.npy`: values of a wave on a
-            regular grid, in the units of its file.
+            view; of sounds: their wave; of videos: all frames as an animated picture, exact);
+            `.webp`, `.gif` (256 colors), `.mp4` (needs the extra `video`): videos; `.wav`,
+            `.flac`: sounds; `.npz`: the row's own parameters by name; `.npy`: values of a wave on
+            a regular grid, in the units of its file.
         resolution: Cells an axis of a mesh (default 128), or pixels of the longer side of a picture
             (default: its own size).
+        original_units: Meshes in the units, sounds at the loudness of the file.
 
     Raises:
         ValueError: Unknown sample (the nearest are named) or suffix, or no such form of a row.
@@ -42,7 +52,16 @@ def export(
     if suffix not in SUFFIXES:
         raise ValueError(f"'{path.name}': cannot write '{suffix}'; known: {', '.join(SUFFIXES)}")
     number = store.row_number(row)
-    if suffix in MESHES:
+    if suffix in SOUNDS:
+        data = sound_bytes(store.sound(number), suffix, original_units=original_units)
+    elif suffix in VIDEOS and (store.kind == "video" or suffix != ".png"):
+        made = store.video(number, resolution)
+        if suffix == ".mp4":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mp4(made, str(path))
+            return path
+        data = animation_bytes(made, suffix)
+    elif suffix in MESHES:
         cells = max(resolution) if isinstance(resolution, tuple) else resolution or 128
         data = _mesh_bytes(store, number, suffix, cells, original_units)
     elif suffix == ".npy":

@@ -20,6 +20,7 @@ from pipeline.evaluate.inside import level_of, signed_values
 from pipeline.evaluate.mesh_refinement import refine_mesh
 from pipeline.evaluate.meshing import Box, extract_mesh
 from pipeline.evaluate.rendering import Rendering, View, render_mesh, render_picture
+from pipeline.evaluate.signals import Sound, Video, render_sound, sound, video
 from pipeline.evaluate.wave_pictures import render_wave
 from pipeline.evaluate.where import Where, mask_of, where_mask
 from pipeline.fields.bind import Bound, bind
@@ -195,12 +196,19 @@ class OpenedStore:
         *,
         view: View | None = None,
     ) -> Rendering:
-        """A row as a picture: images at any size, shapes as a shaded view of their mesh.
+        """A row as a picture: images at any size, shapes as a shaded view of their mesh, sounds as
+        their wave, videos by the frame in the middle.
 
         Args:
             resolution: Height and width, or the longer side; absent: the fitted picture's own size,
                 128 for shapes.
         """
+        if self.quantity == "amplitude":
+            size = (resolution,) if isinstance(resolution, tuple) else ()
+            return render_sound(self.sound(row).amplitude, *size)
+        if self.kind == "video":
+            made = self.video(row, resolution)
+            return Rendering(made.at(made.frames // 2))
         if self.quantity == "color" and self.dims == 2:
             height, width = self._picture_size(row, resolution)
             return render_picture(lambda x: self.values(row, x)["color"], height, width)
@@ -211,6 +219,41 @@ class OpenedStore:
         side = resolution if isinstance(resolution, int) else max(resolution or (128,))
         mesh = self.mesh(row, min(max(side // 2, 48), 128), original_units=False)
         return render_mesh(mesh, side, view=view)
+
+    def sound(self, row: int | str, rate: int | None = None) -> Sound:
+        """A row of sounds, at its own rate or at another: the field is continuous."""
+        if self.quantity != "amplitude":
+            raise ValueError(f"'{self.plan.name}' holds fields of '{self.quantity}', not sounds")
+        line = self.line(row)
+        own, length = line["rate"], line["length"]
+        steps = length if rate is None else max(round(length * rate / own), 1)
+        return sound(
+            lambda x: self.values(row, x)["amplitude"], steps, rate or own, float(line["peak"])
+        )
+
+    def video(
+        self, row: int | str, resolution: int | tuple[int, int] | None = None, *, pace: float = 1.0
+    ) -> Video:
+        """A row of videos at any size of its frames.
+
+        Args:
+            resolution: Height and width, or the longer side; absent: as fitted.
+            pace: Frames for each fitted one: 2 puts one between any two, at twice the rate.
+        """
+        if self.kind != "video":
+            raise ValueError(f"'{self.plan.name}' holds {self.kind}, not videos")
+        line = self.line(row)
+        frames = max(round(line["frames"] * pace), 1)
+        return video(
+            lambda x: self.values(row, x)["color"],
+            (frames, *self._picture_size(row, resolution)),
+            line["fps"] * pace,
+        )
+
+    @property
+    def kind(self) -> str:
+        """What the samples were: images, audio, video, shapes, points."""
+        return self.spec.form.get("kind", "")
 
     @property
     def dims(self) -> int:

@@ -47,10 +47,12 @@ def decoder(kind: str) -> Any:
             return decode_image(files[job["main"]], ingest, job["seed_key"])
 
         return image
-    if kind == "audio":
-        from pipeline.ingest.audio import decode_sound
-
-        return lambda job, files, ingest: decode_sound(files[job["main"]], ingest, job["seed_key"])
+    if kind in ("audio", "video"):
+        if kind == "audio":
+            from pipeline.ingest.audio import decode_sound as signal
+        else:
+            from pipeline.ingest.video import decode_video as signal
+        return lambda job, files, ingest: signal(files[job["main"]], ingest, job["seed_key"])
     if kind == "shapes":
         from pipeline.ingest.meshes import decode_shape as decode
     elif kind == "equations":

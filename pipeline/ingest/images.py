@@ -65,12 +65,12 @@ def decode_array(
         raise RejectedSample(Code.DECODE, f"{array.shape[2]} channels; 1 to 4 can be read")
     _check_size(array.shape[1], array.shape[0], ingest)
     pixels = _integers(array)
-    return grid_columns(_opaque(pixels, ingest.background), ingest, seed_key)
+    return grid_columns(opaque(pixels, ingest.background), ingest, seed_key)
 
 
 def grid_columns(pixels: Shaped[np.ndarray, "h w c"], ingest: ImageIngest, seed_key: str) -> dict:
     """Color, size and held-out pixels of an opaque picture of 1 or 3 channels."""
-    pixels = _recolor(pixels, ingest.color)
+    pixels = recolor(pixels, ingest.color)
     columns: dict = {"source": None, "source_height": None, "source_width": None}
     if ingest.resolution is not None:
         size = ingest.resolution
@@ -150,7 +150,7 @@ def _open_any(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
         if data[:4] not in TIFF_MAGIC:
             raise RejectedSample(Code.DECODE, _unknown(data)) from None
         # layouts of TIFF that Pillow does not know, e.g. 8-bit channels in separate planes
-        return _opaque(_read_tiff(data, ingest), ingest.background)
+        return opaque(_read_tiff(data, ingest), ingest.background)
 
 
 def _open(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
@@ -161,9 +161,9 @@ def _open(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
             and data[24:25] == b"\x10"
             and data[25:26] in (b"\2", b"\4", b"\6")
         ):
-            return _opaque(_turn(_deep_png(data, image), _orientation(image)), ingest.background)
+            return opaque(_turn(_deep_png(data, image), _orientation(image)), ingest.background)
         if image.format == "TIFF" and _deep_tiff(image):
-            return _opaque(_turn(_read_tiff(data, ingest), _orientation(image)), ingest.background)
+            return opaque(_turn(_read_tiff(data, ingest), _orientation(image)), ingest.background)
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
@@ -173,12 +173,12 @@ def _open(data: bytes, ingest: ImageIngest) -> Shaped[np.ndarray, "h w c"]:
             pixels = _integers(pixels[..., None])
             clear = image.info.get("transparency")
             if isinstance(clear, int):
-                opaque = np.iinfo(pixels.dtype).max * (pixels != clear)
-                pixels = np.concatenate([pixels, opaque.astype(pixels.dtype)], axis=2)
-            return _opaque(pixels, ingest.background)
+                cover = np.iinfo(pixels.dtype).max * (pixels != clear)
+                pixels = np.concatenate([pixels, cover.astype(pixels.dtype)], axis=2)
+            return opaque(pixels, ingest.background)
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
             gray = image.mode in ("L", "LA", "La", "1")
-            return _opaque(np.asarray(image.convert("LA" if gray else "RGBA")), ingest.background)
+            return opaque(np.asarray(image.convert("LA" if gray else "RGBA")), ingest.background)
         if image.mode in ("1", "L"):
             return np.asarray(image.convert("L"))[..., None]
         return np.asarray(image.convert("RGB"))
@@ -264,7 +264,7 @@ def _integers(pixels: np.ndarray) -> np.ndarray:
     )
 
 
-def _opaque(pixels: np.ndarray, background: float) -> np.ndarray:
+def opaque(pixels: np.ndarray, background: float) -> np.ndarray:
     """Lays transparent pixels over the background; 1 or 3 channels are left."""
     channels = pixels.shape[2]
     if channels in (1, 3):
@@ -275,7 +275,8 @@ def _opaque(pixels: np.ndarray, background: float) -> np.ndarray:
     return np.floor(color + 0.5).astype(pixels.dtype)
 
 
-def _recolor(pixels: np.ndarray, color: str) -> np.ndarray:
+def recolor(pixels: np.ndarray, color: str) -> np.ndarray:
+    """Repeats gray into three channels, or weighs three into one; `keep`: as it is."""
     if color == "rgb" and pixels.shape[2] == 1:
         return np.repeat(pixels, 3, axis=2)
     if color == "gray" and pixels.shape[2] == 3:

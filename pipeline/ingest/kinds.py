@@ -31,11 +31,27 @@ def sample_suffixes(kind: str) -> frozenset[str]:
         from pipeline.ingest.audio import AUDIO_SUFFIXES
 
         return AUDIO_SUFFIXES
+    if kind == "video":
+        from pipeline.ingest.video_files import VIDEO_SUFFIXES
+
+        return VIDEO_SUFFIXES
     if kind == "equations":
         from pipeline.ingest.equations import EQUATION_SUFFIXES
 
         return frozenset(EQUATION_SUFFIXES)
     raise ValueError(f"ingest of kind '{kind}' is not built; {', '.join(INGEST)} are")
+
+
+def require_decoder(key: str, kind: str) -> None:
+    """Raises ValueError where this machine lacks what reads a file: no fault of the file."""
+    if kind == "video":
+        from pipeline.ingest.video_files import ENCODED, EXTRA, has_opencv
+
+        if suffix(key) in ENCODED and not has_opencv():
+            raise ValueError(
+                f"'{key}' is read by OpenCV, which is not installed: {EXTRA}, or leave such files "
+                "out (dataset.exclude)"
+            )
 
 
 def suffix(key: str) -> str:

@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.ingest.freeze import Freeze
-from pipeline.ingest.kinds import container_type, is_chosen, is_hidden, sample_suffixes, suffix
+from pipeline.ingest.kinds import (
+    container_type,
+    is_chosen,
+    is_hidden,
+    require_decoder,
+    sample_suffixes,
+    suffix,
+)
 from pipeline.ingest.labels import read_labels
 from pipeline.ingest.records import committed_units
 from pipeline.ingest.segments import (
@@ -88,6 +95,8 @@ def _write_listing(
         found, known = Buckets(folder, "found"), Buckets(folder, "known")
         try:
             for sample_id, record in _records(dataset, target, prepared.location, page):
+                if not record[7]:
+                    require_decoder(record[1], dataset.kind)
                 found.add(sample_id, record)
             for segment in segments:
                 for sample_id, seen in _known_entries(prepared, segment):

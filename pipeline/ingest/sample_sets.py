@@ -104,12 +104,21 @@ def cache_folder() -> Path:
 
 def makers() -> dict[str, Callable[[Path], None]]:
     """What writes each set into a folder: CLASS/FILE, so that the classes are the labels."""
-    from pipeline.ingest import glyphs, instruments, photographs, problems, procedural, scenes
+    from pipeline.ingest import (
+        camera_moves,
+        glyphs,
+        instruments,
+        photographs,
+        problems,
+        procedural,
+        scenes,
+    )
 
     return {
         "photos": photographs.make_crops,
         "pictures": photographs.make_pictures,
         "sounds": instruments.make_sounds,
+        "clips": camera_moves.make_clips,
         "shapes": lambda to: procedural.make_shapes(to, SHAPES_PER_CLASS),
         "clouds": lambda to: scenes.make_clouds(to, SHAPES_PER_CLASS),
         "scenes": scenes.make_scenes,

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.ingest.fetch import unit_members
 from pipeline.ingest.guard import Decoded, guard
+from pipeline.ingest.kinds import require_decoder
 from pipeline.ingest.members import Member
 from pipeline.ingest.records import commit_record, find_record
 from pipeline.ingest.segments import claim_location, read_entries
@@ -44,6 +45,9 @@ def ingest_unit(
     keys = ingest_keys(dataset, ingest)
     claim_location(objects, keys)
     entries = read_entries(objects, unit)
+    for entry in entries:
+        for key in () if entry["status"] else entry["keys"]:
+            require_decoder(key, dataset.kind)
     clock = _Clock(unit_members(entries, find_target(dataset), dataset, ingest))
     form = form_schema(dataset.kind, keys["ingest"])
     writer = ShardWriter(objects, unit, form, ingest.unit_objects)

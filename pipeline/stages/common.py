@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline import methods
 from pipeline.ingest.prepared import Prepared, open_prepared
-from schemas.run import EquationIngest, ImageIngest, Run, ShapeIngest
+from schemas.run import AudioIngest, EquationIngest, ImageIngest, Run, ShapeIngest, VideoIngest
 from schemas.samples import POINT_SETS, FormSpec, PreparedMeta
 
 
@@ -65,6 +65,11 @@ def best_form(run: Run) -> FormSpec | None:
     if isinstance(ingest, ImageIngest):
         channels = {"rgb": 3, "gray": 1}.get(ingest.color)
         return channels and FormSpec(kind=kind, channels=channels, dims=2)
+    if isinstance(ingest, AudioIngest):
+        mono = ingest.channels == "mono"
+        return FormSpec(kind=kind, channels=1, dims=1) if mono else None
+    if isinstance(ingest, VideoIngest):
+        return FormSpec(kind=kind, channels=3 if ingest.color == "rgb" else 1, dims=3)
     if isinstance(ingest, EquationIngest):
         waves = ingest.equation == "wave"
         return FormSpec(

@@ -37,6 +37,7 @@ EXPECTED = {  # files, classes
     "clouds": (60, 5),
     "equations": (36, 6),
     "sounds": (20, 5),
+    "clips": (12, 4),
 }
 HOLES = {"0": 1, "1": 0, "2": 0, "6": 1, "8": 2, "9": 1, "A": 1, "K": 0, "S": 0}
 
