@@ -49,10 +49,8 @@ def decode_sound(data: bytes, ingest: AudioIngest, seed_key: str) -> dict:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             amplitude, rate = _read(file, ingest), file.samplerate
     except soundfile.LibsndfileError as error:
-        begins = data[:8].hex(" ")
-        raise RejectedSample(
-            Code.DECODE, f"not a sound that can be read; it begins with {begins}: {error}"[:500]
-        ) from error
+        words = f"not a sound that can be read; it begins with {data[:8].hex(' ')}"
+        raise RejectedSample(Code.DECODE, f"{words}: {error.error_string}"[:500]) from error
     return sound_columns(amplitude, rate, ingest, seed_key)
 
 

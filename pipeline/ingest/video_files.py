@@ -145,7 +145,7 @@ def _animated(data: bytes) -> Frames:
     try:
         with opened() as image:
             (width, height), count = image.size, getattr(image, "n_frames", 1)
-            shown = image.info.get("duration")
+            shown = image.info.get("duration") or _webp_duration(data)
     except Exception as error:
         raise RejectedSample(Code.DECODE, f"{type(error).__name__}: {error}"[:500]) from error
 
@@ -169,6 +169,13 @@ def _animated(data: bytes) -> Frames:
         frames=frames,
         count_frames=lambda most: min(count, most),
     )
+
+
+def _webp_duration(data: bytes) -> int:
+    """Milliseconds of the first frame of an animated WebP, which Pillow tells only once it is
+    decoded; 0 of others."""
+    at = data.find(b"ANMF", 12, 4096) if data[8:12] == b"WEBP" else -1
+    return int.from_bytes(data[at + 20 : at + 23], "little") if at >= 0 else 0
 
 
 def _believed(fps: float) -> float | None:
