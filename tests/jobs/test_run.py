@@ -403,6 +403,6 @@ def test_point_clouds_are_prepared_though_no_method_fits_them_yet(tmp_path, caps
     changes = {"dataset": {"url": str(clouds), "kind": "points"}, "ingest": {"surface": 200}}
     path = write_run(tmp_path, **changes)
     assert main(["run", path]) == 2
-    assert "fits images, not points" in capsys.readouterr().err
+    assert "fits images, audio and video, not points" in capsys.readouterr().err
     assert main(["ingest", path]) == 0
     assert "prepared: 2 samples (2 accepted, 1 rejected)" in capsys.readouterr().out
