@@ -67,9 +67,13 @@ def test_rows_are_selected_by_label_and_metric(store):
         select(store, "code", status=(RowStatus.OK, RowStatus.FAILED))
 
 
-def test_the_array_must_be_clear(store):
-    with pytest.raises(ValueError, match=r"say which one"):
-        select(store)
+def test_the_array_must_be_clear(store, tmp_path):
+    assert select(store).source.spec.name == "latents/code"  # weights and whole numbers beside it
+    url = str(tmp_path / "two.zarr")
+    two = (*ARRAYS[1:2], LATENT.model_copy(update={"name": "latents/texture"}), *ARRAYS[3:])
+    finished(Location(url=url), make_plan((10,), arrays=two))
+    with pytest.raises(ValueError, match=r"holds latents/code, latents/texture; say which one"):
+        select(url)
     with pytest.raises(ValueError, match="no array 'cod'; it holds params, latents/code"):
         select(store, "cod")
 
