@@ -6,48 +6,56 @@ import numpy as np
 
 from benchmarks.acceptance import Figures
 from benchmarks.acceptance._digits import held_out_psnr
+from benchmarks.acceptance._drawn_faces import drawn_faces
 from benchmarks.acceptance._faces import faces
 
-DATA = "100 real faces that scikit-image ships, 25 x 25, gray; 20 of them new"
+DATA = "drawn faces, 24 x 24, gray: 512, and 20 others that are new; in other figures 80 real faces"
 METRIC = "PSNR of held-out pixels of new faces after two steps of gradient descent, dB"
 CONTROL = "the learned start (the same two steps from a random one)"
 CLAIM = "2 steps on CelebA: about 30 dB from the learned start, 11 to 16 from others (table 1)"
-SETTINGS = {
+DRAWN = {"omega_first": 15.0, "inner_pixels": 256, "rate": 5e-4, "train_steps": 400}
+REPTILE = {**DRAWN, "outer": "reptile", "inner_steps": 4, "train_steps": 300}
+REAL = {
     "omega_first": 15.0,
     "inner_pixels": 300,
     "inner_rate": 2e-2,
     "rate": 5e-4,
-    "train_steps": 500,
+    "train_steps": 220,
 }
 
 
 def run(seed: int) -> Figures:
+    """Drawn faces, of which there are as many as needed, by MAML and by Reptile; and real ones, of
+    which scikit-image ships a hundred: more steps on these learn them by heart."""
+    drawn = drawn_faces(512, 24, seed), drawn_faces(20, 24, seed + 1000)
+    also = {"mean face": mean_picture(*drawn)}
+    also |= learned("maml", DRAWN, drawn, seed)
+    also |= learned("reptile", REPTILE, drawn, seed)
+    real = faces(seed)
+    also |= {"real, mean face": mean_picture(*real), **learned("real", REAL, real, seed)}
+    return Figures(also["maml"], also["maml, random"], also)
+
+
+def learned(name: str, settings: dict, tables: tuple, seed: int) -> dict[str, float]:
+    """PSNR of held-out and of fitted pixels of new faces from a learned start and a random one."""
     from pipeline import methods
     from pipeline.evaluate.metrics import measure
     from pipeline.fitting import fit_rows, start_shared, train
     from pipeline.samples import load_samples
 
-    tables = faces(seed)
     known, new = (load_samples(table, "images") for table in tables)
-    method = methods.build("learnit", methods.configure("learnit", settings=SETTINGS), known.form)
-    shared, random = train(method, known, seed=seed).shared, start_shared(method, seed)
-    rows = fit_rows(method, shared, new, seed=seed).rows
-    of_random = fit_rows(method, random, new, seed=seed).rows
-    start = {n: shared[f"start.{n}"].expand_as(v).contiguous() for n, v in rows.items()}
-
-    def fitted(shared, rows):
-        return float(measure("images", method, shared, rows, new, tables[1])["psnr_fit"].mean())
-
-    return Figures(
-        ours=held_out_psnr(method, shared, rows, new, tables[1]),
-        control=held_out_psnr(method, random, of_random, new, tables[1]),
-        also={
-            "no step": held_out_psnr(method, shared, start, new, tables[1]),
-            "mean face": mean_picture(*tables),
-            "fitted pixels": fitted(shared, rows),
-            "fitted pixels, control": fitted(random, of_random),
-        },
-    )
+    method = methods.build("learnit", methods.configure("learnit", settings=settings), known.form)
+    shared = train(method, known, seed=seed).shared
+    found = {}
+    starts = {"": shared, ", random": start_shared(method, seed)}
+    for word, start in starts.items():
+        fitted = fit_rows(method, start, new, seed=seed).rows
+        psnr = measure("images", method, start, fitted, new, tables[1])
+        found[name + word] = float(psnr["psnr"].mean())
+        found[f"{name}{word}, fitted"] = float(psnr["psnr_fit"].mean())
+    start = {n: shared[f"start.{n}"].expand_as(v).contiguous() for n, v in fitted.items()}
+    found[f"{name}, no step"] = held_out_psnr(method, shared, start, new, tables[1])
+    return found
 
 
 def mean_picture(known, new) -> float:
@@ -60,11 +68,15 @@ def mean_picture(known, new) -> float:
 
 
 def check(figures: Figures) -> None:
+    """Gates of the calibration, on held-out pixels; real faces are too few for them."""
     also = figures.also
-    assert figures.ours >= also["mean face"] + 5, "no more than the mean of the known faces"
-    assert figures.ours >= figures.control + 5, "a random start does as well"
-    assert also["fitted pixels"] >= also["mean face"] + 8, "two steps fit too little"
-    assert also["fitted pixels"] >= also["fitted pixels, control"] + 8, (
-        "a random start fits as well"
-    )
-    assert abs(also["no step"] - also["mean face"]) <= 2, "the start is not about the mean face"
+    gates = {"maml": (8, 15), "reptile": (7, 13), "real": (5, 5)}
+    for name, (over_mean, over_random) in gates.items():
+        mean = also["real, mean face" if name == "real" else "mean face"]
+        gain = also[name] - mean
+        assert gain >= over_mean, f"{name}: {gain:.1f} dB more than the mean of the known faces"
+        gain = also[name] - also[f"{name}, random"]
+        assert gain >= over_random, f"{name}: {gain:.1f} dB more than from a random start"
+        assert also[f"{name}, fitted"] >= mean + 8, f"{name}: the steps fit too little"
+        away = abs(also[f"{name}, no step"] - mean)
+        assert away <= 2, f"{name}: the start is {away:.1f} dB from the mean face"
