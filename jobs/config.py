@@ -53,8 +53,12 @@ def complete(run: Run) -> Run:
     a default that another version changes makes one."""
     from pipeline import methods
 
-    config = methods.configure(run.method.name, run.method.preset, run.method.settings())
-    keys = {**run.method.model_dump(mode="json"), **config.model_dump(mode="json")}
+    name, preset = run.method.name, run.method.preset
+    config = methods.configure(name, preset, run.method.settings())
+    own = config.deciding()
+    if methods.configure(name, preset, own) != config:  # the preset sets one that came later
+        own = config.model_dump(mode="json")
+    keys = {**run.method.model_dump(include=set(MethodChoice.model_fields), mode="json"), **own}
     return run.model_copy(update={"method": MethodChoice.model_validate(keys)})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -18,6 +18,19 @@ class Schema(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Keys that came after stores had been made."""
+
+    def deciding(self) -> dict[str, Any]:
+        """The keys, as JSON, that decide what is made: those of `LATER` are left out at their
+        default, so that a store from before them stays what the same run file means."""
+        fields = type(self).model_fields
+        kept = self.model_dump(mode="json")
+        for key in self.LATER:
+            if getattr(self, key) == fields[key].get_default(call_default_factory=True):
+                del kept[key]
+        return kept
 
 
 class Location(Schema):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
@@ -207,6 +207,8 @@ class VideoIngest(CommonIngest):
 class ShapeIngest(CommonIngest):
     """Meshes as signed distances at points near the surface and in the box, and surface points."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("sign", "voxels", "views", "view_size")
+
     unit_objects: int = Field(32, ge=1)
     """Most samples in one ingest unit: a shape takes about a second."""
     near: int = Field(65_536, ge=0)
@@ -252,6 +254,8 @@ class ShapeIngest(CommonIngest):
 
 class PointIngest(CommonIngest):
     """Point clouds, with or without normals."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("near", "uniform", "normals")
 
     surface: int = Field(32_768, ge=1)
     """Points kept a sample (a seeded choice); smaller clouds are kept whole."""
@@ -332,6 +336,8 @@ class Train(Schema):
 
 class Fit(Schema):
     """Fitting of rows."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("context",)
 
     unit_rows: int | None = Field(None, ge=1)
     """Rows of a unit (= of a shard); chosen from size and time when absent."""
@@ -469,9 +475,7 @@ class Run(Schema):
         keys |= {"method": method, "seed": self.seed, "train": train, "limit": self.limit}
         if stage == "train":
             return keys
-        fit = {k: v for k, v in full["fit"].items() if k not in LAYOUT_OF_FIT}
-        if fit["context"] == "all":  # as stores were made before there was a choice
-            del fit["context"]
+        fit = {k: v for k, v in self.fit.deciding().items() if k not in LAYOUT_OF_FIT}
         keys |= {"fit": fit}
         if stage == "fit":
             return keys
@@ -483,12 +487,6 @@ LAYOUT_OF_FIT = ("unit_rows", "lanes")
 """What the first run of a store fixes in its plan; a later one takes it from there."""
 LAYOUT_OF_INGEST = ("unit_objects", "unit_bytes")
 """What the first listing fixes; samples and their order are the same for any."""
-LATER_KEYS = {
-    "shapes": ("sign", "voxels", "views", "view_size"),
-    "points": ("near", "uniform", "normals"),
-}
-"""Keys of ingest that came after datasets had been prepared: at their default they are left out of
-the identity, so that those datasets stay what the same run file means."""
 
 
 def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
@@ -497,10 +495,5 @@ def ingest_keys(dataset: Dataset, ingest: CommonIngest) -> dict[str, Any]:
     kept["url"] = kept["url"].rstrip("/")
     if kept["label"]["table"]:
         kept["label"]["table"] = kept["label"]["table"]["url"]
-    given = ingest.model_dump(mode="json")
-    deciding = {k: v for k, v in given.items() if k not in LAYOUT_OF_INGEST}
-    fields = type(ingest).model_fields
-    for key in LATER_KEYS.get(dataset.kind, ()):
-        if deciding.get(key) == fields[key].default:
-            del deciding[key]
+    deciding = {k: v for k, v in ingest.deciding().items() if k not in LAYOUT_OF_INGEST}
     return {"dataset": kept, "ingest": deciding}

@@ -10,10 +10,10 @@ from pipeline.ingest.prepared import open_prepared
 from pipeline.ingest.unit import ingest_unit
 from pipeline.storage import open_objects
 from schemas.base import Location, identity
-from schemas.run import INGEST, LATER_KEYS, Dataset, PointIngest, ShapeIngest, ingest_keys
+from schemas.run import INGEST, Dataset, PointIngest, ShapeIngest, ingest_keys
 from schemas.samples import FORMS, FormSpec, form_schema
 
-# of the same keys before there were those of LATER_KEYS
+# of the same keys before there were those of `LATER`
 BEFORE = {
     "images": "ce738a61ae39f500c7eb804c22e65685c83c3db333f0978c6fe79b87b24796d0",
     "shapes": "ee13b4886f41a93d879afb3ed48f7b617ed592d17d29abe9ec4f51c8d9facb4d",
@@ -43,7 +43,7 @@ def test_later_keys_do_not_change_what_a_run_file_meant_before(kind):
 def test_a_later_key_that_is_set_makes_another_dataset(ingest, key):
     kind = "shapes" if isinstance(ingest, ShapeIngest) else "points"
     keys = ingest_keys(Dataset(url="/data", kind=kind), ingest)
-    assert key in LATER_KEYS[kind]
+    assert key in ingest.LATER
     assert keys["ingest"][key] == getattr(ingest, key)
     assert identity(keys) != BEFORE[kind]
 

@@ -10,7 +10,8 @@ import yaml
 
 from jobs.config import all_keys, load_run
 from jobs.tree import ConfigError
-from schemas.run import ImageIngest
+from pipeline.methods import configure
+from schemas.run import ImageIngest, ingest_keys
 
 GOOD = """\
 name: my-run
@@ -261,3 +262,31 @@ RUN_FILES = [p for p in EXAMPLES if "\nsource:" not in p.read_text()]  # others 
 def test_example_is_a_run_file(path):
     run = load_run(str(path), [])
     assert path.stem in (run.method.name, run.dataset.kind)
+
+
+def test_examples_run_in_one_folder():
+    """No two write one store, and those that share a prepared dataset mean the same one."""
+    runs = [load_run(str(path), []) for path in RUN_FILES]
+    assert len({run.store.url for run in runs}) == len(runs)
+    prepared: dict[str, dict] = {}
+    for run in runs:
+        keys = ingest_keys(run.dataset, run.ingest)
+        assert prepared.setdefault(run.prepared_location.url, keys) == keys, run.name
+
+
+def test_a_key_that_came_later_changes_no_older_run(write):
+    text = GOOD.replace("method: {name: siren}", "method: {name: siren, prior: none}")
+    assert load_run(write(text)) == load_run(write(GOOD))
+    assert "prior" not in load_run(write(GOOD)).stage_keys("fit")["method"]
+    assert load_run(write(GOOD), ["method.prior=tv"]).stage_keys("fit")["method"]["prior"] == "tv"
+
+
+def test_a_later_key_beats_the_preset_that_sets_it(write, monkeypatch):
+    from pipeline.methods import siren
+
+    presets = siren.Config.presets()
+    inpaint = siren.Config(prior="tv")
+    monkeypatch.setattr(siren.Config, "presets", lambda: {**presets, "inpaint": inpaint})
+    text = GOOD.replace("{name: siren}", "{name: siren, preset: inpaint, prior: none}")
+    run = load_run(write(text))
+    assert configure("siren", "inpaint", run.method.settings()).prior == "none"
