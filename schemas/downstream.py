@@ -138,6 +138,9 @@ class Network(Conditional):
     token: int = Field(512, ge=1)
     """Most entries of a weight tensor in one token (HyperDiffusion: one token a tensor)."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    start: Literal["auto", "normal", "none"] = "auto"
+    """`normal`: the network learns what to add to the best answer for a normal distribution of the
+    rows; `none`: it learns the whole answer; auto: normal, for rows of up to 4,096 entries."""
     label_dropout: float = Field(0.1, ge=0, le=1)
     """Share of labels hidden in training, for classifier-free guidance (Ho and Salimans 2022)."""
 

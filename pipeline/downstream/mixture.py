@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.downstream.codes import Space
 from pipeline.downstream.generative import Prior
+from pipeline.downstream.statistics import shrinkage
 from pipeline.draw import Draw
 from schemas.downstream import Gaussian, Sampling
 
@@ -113,7 +114,7 @@ class Mixture(Prior):
             axes = axes / axes.norm(dim=1, keepdim=True).clamp(min=1e-12)
             axes, values = axes[1:], values[1:]  # the mean took one direction
         values = values.clamp(min=0)
-        ball, shrink = values.sum() / size, _shrinkage(values, size, float(total))
+        ball, shrink = values.sum() / size, shrinkage(values, size, float(total))
         least = shrink * ball + 1e-9 * ball + 1e-15
         deviation = ((1 - shrink) * values + least).sqrt()
         return {"mean": mean, "axes": axes, "deviation": deviation, "rest": least.sqrt()}
@@ -159,15 +160,6 @@ class Mixture(Prior):
                 outside = other[chosen] - other[chosen] @ axes.T @ axes
                 found[chosen] += self.rest[k] * outside
         return found.reshape(len(found), *self.shape)
-
-
-def _shrinkage(values: Tensor, size: int, count: float) -> float:
-    """Share of the covariance that becomes a ball (Chen et al. 2010, eq. 23)."""
-    square, whole = float(values.square().sum()), float(values.sum()) ** 2
-    below = (count + 1 - 2 / size) * (square - whole / size)
-    if below <= 0:
-        return 1.0 if size > 1 else 0.0
-    return min(1.0, ((1 - 2 / size) * square + whole) / below)
 
 
 def _log_normal(rows: Float[Tensor, "n d"], fit: dict[str, Tensor]) -> Float[Tensor, "n k"]:

@@ -95,6 +95,7 @@ def train_prior(
     if isinstance(prior, Mixture):
         log = _fit_mixture(prior, lesson)
     else:
+        prior.prepare(lesson.normalization.forth(values) for values, _ in lesson.parts())
         log = train(
             prior,
             prior.updates,

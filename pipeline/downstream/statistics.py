@@ -152,6 +152,16 @@ def _floored(scale: Tensor) -> Tensor:
     return torch.where(scale > LEAST * scale.max().clamp(min=LEAST), scale, torch.ones_like(scale))
 
 
+def shrinkage(values: Float[Tensor, "k"], size: int, count: float) -> float:
+    """Share of a covariance of `size` entries and `count` rows that becomes a ball (oracle
+    approximating shrinkage, Chen et al. 2010, eq. 23); values: its eigenvalues."""
+    square, whole = float(values.square().sum()), float(values.sum()) ** 2
+    below = (count + 1 - 2 / size) * (square - whole / size)
+    if below <= 0:
+        return 1.0 if size > 1 else 0.0
+    return min(1.0, ((1 - 2 / size) * square + whole) / below)
+
+
 def _whitening(rows: Float[Tensor, "n *shape"], components: int | None) -> Normalization:
     found = principal_components(rows, components)
     return Normalization(found.mean, found.deviation, found.axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from pipeline.downstream.codes import Space
 from pipeline.downstream.generative import build_prior, guided
 from pipeline.downstream.networks import weight_tokens
+from pipeline.downstream.normal_start import NormalStart
 from pipeline.draw import Draw, sample_keys
 from schemas.downstream import (
     Diffusion,
@@ -82,6 +84,51 @@ def test_guidance_moves_away_from_the_unconditional():
     for weight, expected in ((0.0, 1.0), (1.0, 3.0), (2.5, 6.0)):
         assert float(guided(network, x, time, labels, weight)[0]) == expected
     assert float(guided(network, x, time, none(2), 2.5)[0]) == 1.0
+
+
+NORMAL = [RectifiedFlow, *(partial(Diffusion, predict=p) for p in ("noise", "x0", "velocity"))]
+
+
+@pytest.mark.parametrize("config", NORMAL, ids=["flow", "noise", "x0", "velocity"])
+def test_denoisers_that_have_learned_nothing_draw_from_the_normal_distribution(config):
+    """Networks end in zero: what is drawn are the moments of the rows, by `start` alone."""
+    torch.manual_seed(0)
+    mix = torch.eye(6) + 0.4 * torch.randn(6, 6)
+    rows = torch.randn(4000, 6) @ mix + 0.2  # as normalized ones: about zero
+    prior = build_prior(config(**SMALL), VECTOR, (6,), 0).eval()
+    prior.prepare(iter(rows.split(1500)))
+    count = 3000
+    with torch.no_grad():
+        made = prior.sample(draw_of(*range(count)), none(count), Sampling(steps=100))
+    torch.testing.assert_close(made.mean(0), rows.mean(0), rtol=0, atol=0.15)
+    torch.testing.assert_close(torch.cov(made.T), torch.cov(rows.T), rtol=0.1, atol=0.15)
+    plain = build_prior(config(**SMALL, start="none"), VECTOR, (6,), 0).eval()
+    plain.prepare(iter([rows]))
+    with torch.no_grad():
+        made = plain.sample(draw_of(*range(count)), none(count), Sampling(steps=20))
+    assert (torch.cov(made.T) - torch.cov(rows.T)).abs().max() > 0.5
+
+
+def test_the_start_is_the_regression_of_rows_on_noisy_rows():
+    torch.manual_seed(0)
+    rows = torch.randn(20_000, 3) @ torch.randn(3, 3) + 2
+    noise = torch.randn_like(rows)
+    start = NormalStart((3,))
+    start.fit([rows])
+    for signal in (0.2, 0.8):
+        noisy = signal * rows + (1 - signal) * noise
+        inputs = torch.cat([noisy, torch.ones(len(rows), 1)], 1)
+        full = torch.full((len(rows),), signal)
+        for found, wanted in zip(start(noisy, full, 1 - full), (rows, noise)):
+            best = inputs @ torch.linalg.lstsq(inputs, wanted).solution
+            torch.testing.assert_close(found, best, rtol=0, atol=0.15)
+
+
+def test_rows_too_long_for_a_covariance_are_refused_where_it_is_asked_for():
+    space = Space("latents/grid", (8, 8, 128))
+    with pytest.raises(ValueError, match=r"method.start: rows of 8192 entries"):
+        build_prior(RectifiedFlow(**SMALL, start="normal"), space, space.shape, 0)
+    assert build_prior(RectifiedFlow(**SMALL), space, space.shape, 0).normal is None
 
 
 @pytest.mark.parametrize("passes", [2, None])
