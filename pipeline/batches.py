@@ -37,6 +37,8 @@ class Size:
     """Views, drawn anew each step where it is not all of them (`ALL`)."""
     picture: bool = False
     """Images as whole pictures too; samples of other heights and widths are other batches."""
+    least: tuple[int, int] = (1, 1)
+    """Fewest rows and columns of a picture; a sample of less gets no row, and trains nothing."""
     places: int = 0
     """Of equations: points that the loss itself draws in a step, for planning."""
 

@@ -133,7 +133,7 @@ class Samples:
         if self.form.kind in GRIDS:
             return Batch(
                 grid=self._pixels(index, role, taken[role], draw) if taken else None,
-                picture=self._picture(index) if size.picture else None,
+                picture=self._picture(index, size.least) if size.picture else None,
             )
         views = None
         if size.views:
@@ -151,8 +151,13 @@ class Samples:
         coords = grid_coords(raster, self.sides[index.to(self.device)])
         return Pixels(coords, decode_color(pixels.columns["color"][place]), weight)
 
-    def _picture(self, index: Tensor) -> Picture:
+    def _picture(self, index: Tensor, least: tuple[int, int]) -> Picture:
         height, width = self.sizes[index[0]].tolist()
+        if height < least[0] or width < least[1]:
+            raise ValueError(
+                f"sample {self.ids[int(index[0])]!r} has {height} x {width} pixels; "
+                f"{least[0]} x {least[1]} at least are needed"
+            )
         size = height * width  # one more place takes what pads the shorter sets
         color = torch.zeros(len(index), size + 1, self.form.channels, device=self.device)
         seen = torch.zeros(len(index), size + 1, device=self.device)

@@ -12,7 +12,7 @@ from pipeline.fitting.adapt import adapt
 from pipeline.fitting.enter import enter_phase
 from pipeline.fitting.method import Adversarial, Encoded, MetaLearned, Method, Phase
 from pipeline.fitting.rows import bindable, started
-from pipeline.samples import Samples
+from pipeline.samples import Role, Samples, Size
 
 
 def starts_of(
@@ -20,6 +20,12 @@ def starts_of(
 ) -> tuple[Tensors, Float[Tensor, "m"]]:
     """Rows before the first phase of fitting, and the loss where one was computed for them."""
     count = len(index)
+    kinds = by_class(samples, index, *(("context", size) for size in inner_sizes(method)))
+    if len(kinds) > 1:
+        parts = [starts_of(method, shared, samples, index[at], seed) for at in kinds]
+        back = torch.cat(kinds).argsort().to(samples.device)
+        rows = {name: torch.cat([part[name] for part, _ in parts])[back] for name in parts[0][0]}
+        return rows, torch.cat([loss for _, loss in parts])[back]
     if count == 1:  # one row alone would take other matrix kernels than it takes in company
         index = index.repeat(2)
     draw = Draw.of(samples.keys[index.to(samples.device)], seed=seed, stage="start")
@@ -42,6 +48,27 @@ def starts_of(
                 bound = bind(model, bindable(method, shared, rows))
                 rows = {**rows, **method.prior(bound, draw)}
     return {k: v.detach()[:count] for k, v in rows.items()}, loss.detach()[:count]
+
+
+def inner_sizes(method: Method) -> list[Size]:
+    """What is drawn of samples to find where their rows start: by inner steps or by an encoder."""
+    match method:
+        case MetaLearned():
+            return [method.inner.size]
+        case Encoded():
+            return [method.size]
+    return []
+
+
+def by_class(
+    samples: Samples, index: Int[Tensor, "m"], *drawn: tuple[Role, Size]
+) -> list[Int[Tensor, "k"]]:
+    """Positions in `index` that may share a batch of everything that is drawn."""
+    if not drawn:
+        return [torch.arange(len(index))]
+    classes = torch.cat([samples.shape_classes(*of) for of in drawn], 1)[index]
+    _, members = torch.unique(classes, dim=0, return_inverse=True)
+    return [torch.nonzero(members == kind)[:, 0] for kind in range(int(members.max()) + 1)]
 
 
 def entered(

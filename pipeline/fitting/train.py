@@ -37,6 +37,7 @@ from pipeline.fitting.method import (
 )
 from pipeline.fitting.optimizers import Optimizer
 from pipeline.fitting.rows import Layout, bindable, start_shared, started
+from pipeline.fitting.starts import by_class, inner_sizes
 from pipeline.samples import Batch, Samples
 
 LOG_POINTS = 50
@@ -251,7 +252,7 @@ class _Training:
             draw = Draw.of(
                 self.samples.keys[at], seed=self.seed, stage=f"train/{self.number}/{number}"
             ).at(torch.full_like(at, self.step))
-            terms = self._terms(update, phase, {**self.shared, **leaves}, own, index, draw)
+            terms = self._all_terms(update, phase, {**self.shared, **leaves}, own, index, draw)
             total = torch.stack(list(terms.values())).sum(0)
             moved = [own[name] for slot in row_slots for name in slot.names]
             gradients = torch.autograd.grad(
@@ -278,6 +279,29 @@ class _Training:
         if self.rows:
             self.counts[at] += 1
         return values, due
+
+    def _all_terms(
+        self,
+        update: Descend,
+        phase: Phase,
+        shared: Tensors,
+        own: Tensors,
+        index: Int[Tensor, "b"],
+        draw: Draw,
+    ) -> dict[str, Tensor]:
+        """`_terms` of the whole batch: one pass for each shape class that is in it."""
+        drawn = [("context", size) for size in inner_sizes(self.method)]
+        kinds = by_class(self.samples, index, (phase.role, phase.size), *drawn)
+        if len(kinds) == 1:
+            return self._terms(update, phase, shared, own, index, draw)
+        parts = []
+        for kind in kinds:
+            at = kind.to(self.device)
+            some = {name: value[at] for name, value in own.items()}
+            part = Draw(draw.keys[at], draw.step[at])
+            parts.append(self._terms(update, phase, shared, some, index[kind], part))
+        back = torch.cat(kinds).argsort().to(self.device)
+        return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
 
     def _terms(
         self,

@@ -113,11 +113,6 @@ def build(config: Config, form: FormSpec) -> Method:
     def cut(color, draw):
         """A seeded cut of each picture, larger than the small one by a scale drawn for the step."""
         n, height, width, _ = color.shape
-        if height < small[0] or width < small[1]:
-            raise ValueError(
-                f"pictures of {height} x {width} pixels are smaller than method.height x "
-                f"method.width = {small[0]} x {small[1]}; set them, or ingest.resolution"
-            )
         most = min(config.largest, height / small[0], width / small[1])
         step = Draw(torch.zeros_like(draw.step[:1]), draw.step[:1])
         scale = 1 + (most - 1) * float(step.uniform("scale")[0])
@@ -138,8 +133,6 @@ def build(config: Config, form: FormSpec) -> Method:
 
     def encode(bound, batch, draw):
         color = batch.picture.color
-        if color.shape[1] < small[0] or color.shape[2] < small[1]:
-            cut(color, draw)
         low = reduced(cut(color, draw) if bound.training else color)
         return {"feature.value": bound.encoder(low), "low.value": low}, {}
 
@@ -158,7 +151,7 @@ def build(config: Config, form: FormSpec) -> Method:
         color = bound(coords, torch.tensor([pixel], device=coords.device))
         return {"color": color.mul(0.5).add(0.5).clamp(0, 1)}
 
-    size = Size(pixels=0, picture=True)
+    size = Size(pixels=0, picture=True, least=small)
     rate = Cosine(config.rate, config.train_steps, floor=config.rate / 100)
     train = Phase(
         steps=config.train_steps,

@@ -114,7 +114,7 @@ def build(config: Config, form: FormSpec) -> Method:
 
     phase = Phase(
         steps=config.steps,
-        size=Size(pixels=0, picture=True),
+        size=Size(pixels=0, picture=True, least=(3, 6 if config.pair else 3)),
         updates=(
             Descend(loss, {"": Adam(Cosine(config.rate, config.steps, floor=config.rate / 100))}),
         ),

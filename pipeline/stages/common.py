@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline import methods
 from pipeline.ingest.prepared import Prepared, open_prepared
 from schemas.run import AudioIngest, EquationIngest, ImageIngest, Run, ShapeIngest, VideoIngest
-from schemas.samples import POINT_SETS, FormSpec, PreparedMeta
+from schemas.samples import GRIDS, POINT_SETS, FormSpec, PreparedMeta
 
 
 def prepared_of(run: Run) -> Prepared:
@@ -55,8 +55,17 @@ def refuse_unfit(run: Run) -> None:
     """Raises ValueError, before a sample is read, where the keys of ingest already tell that the
     method cannot use what they make."""
     form = best_form(run)
-    if form is not None:
-        method_for(run, form)
+    if form is None:
+        return
+    method = method_for(run, form)
+    asked = getattr(run.ingest, "resolution", None)
+    least = least_picture(method)
+    if asked is not None and least is not None:
+        high, wide = (asked, asked) if isinstance(asked, int) else asked
+        if high < least[0] or wide < least[1]:
+            raise ValueError(
+                f"ingest.resolution: pictures of {high} x {wide} pixels; {too_small(run, least)}"
+            )
 
 
 def best_form(run: Run) -> FormSpec | None:
@@ -107,6 +116,47 @@ def sizes_of(method: Any, *, fitting: bool = False) -> list[Any]:
     parts = [*method.fit, getattr(method, "inner", None), method]
     parts += [] if fitting else method.train
     return [part.size for part in parts if hasattr(part, "size")]
+
+
+def refused(run: Run, method: Any, table: pa.Table) -> dict[int, str]:
+    """Why the method cannot take prepared samples, by position in the table."""
+    kind = run.dataset.kind
+    if kind not in GRIDS:
+        return {}
+    found: dict[int, str] = {}
+    key = "ingest.channels: mono" if kind == "audio" else "ingest.color to rgb or gray"
+    wanted = method.field.form.channels
+    for i, channels in enumerate(table["channels"].to_pylist()):
+        if channels != wanted:
+            found[i] = f"has {channels} channels, the first samples {wanted}; set {key}"
+    least = least_picture(method)
+    if least is not None:
+        sides = zip(table["height"].to_pylist(), table["width"].to_pylist())
+        for i, (height, width) in enumerate(sides):
+            if height < least[0] or width < least[1]:
+                found[i] = f"has {height} x {width} pixels; {too_small(run, least)}"
+    return found
+
+
+def least_picture(method: Any) -> tuple[int, int] | None:
+    """Fewest rows and columns of a picture that a method takes; None where any will do."""
+    sizes = [size.least for size in sizes_of(method) if size.picture and size.least != (1, 1)]
+    return tuple(max(of) for of in zip(*sizes)) if sizes else None
+
+
+def too_small(run: Run, least: tuple[int, int]) -> str:
+    name = run.method.name
+    return (
+        f"{name} with these keys needs {least[0]} x {least[1]}: take larger pictures, or other "
+        f"keys (`fieldmill methods {name}` tells them)"
+    )
+
+
+def may_refuse(run: Run, method: Any) -> bool:
+    """Whether `refused` can refuse samples of this run."""
+    ingest = run.ingest
+    kept = "keep" in (getattr(ingest, "color", ""), getattr(ingest, "channels", ""))
+    return kept or least_picture(method) is not None
 
 
 def take_rows(prepared: Prepared, rows: list[int]) -> pa.Table:

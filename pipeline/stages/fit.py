@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import store as stores
-from pipeline.stages.common import build_method, peak_bytes, prepared_of
+from pipeline.stages.common import build_method, peak_bytes, prepared_of, refused
 from pipeline.stages.plan import source_columns
 from pipeline.stages.train import TrainFiles, needs_training
 from pipeline.storage import StorageError, open_objects
@@ -150,17 +150,25 @@ class Fitter:
     ) -> tuple[Any, dict[str, Any]]:
         """Fits and measures samples, padded to `size` rows; nothing is written.
 
-        If they cannot be fitted together, each is tried by itself, and the ones that raise become
-        FAILED rows. When all of them raise it is no sample's fault, and the error goes on. Seconds
-        of fitting and measuring are added to `spent`.
+        Samples that the method cannot take are FAILED rows. If the others cannot be fitted
+        together, each is tried by itself, and the ones that raise become FAILED rows too. When all
+        of them raise it is no sample's fault, and the error goes on. Seconds of fitting and
+        measuring are added to `spent`.
         """
+        reasons = refused(self.run, self.method, table)
+        parts = [self.failed(table.slice(i, 1), reasons[i]) for i in reasons]
+        rest = [i for i in range(table.num_rows) if i not in reasons]
         traces: list[str] = []
-        try:
-            arrays, columns = self.fit_samples(table, seed, spent)
-        except (MemoryError, StorageError):
-            raise
-        except Exception as error:
-            arrays, columns, traces = self.one_by_one(table, seed, spent, error)
+        if rest:
+            some = table.take(rest) if reasons else table
+            try:
+                parts.append(self.fit_samples(some, seed, spent))
+            except (MemoryError, StorageError):
+                raise
+            except Exception as error:
+                fitted, traces = self.one_by_one(some, seed, spent, error)
+                parts += fitted
+        arrays, columns = joined(parts, np.argsort([*reasons, *rest]))
         bad = ~np.isin(columns["status"], [int(s) for s in USABLE])
         arrays = {name: padded(value, size) for name, value in arrays.items()}
         for value in arrays.values():
@@ -186,12 +194,6 @@ class Fitter:
         kind = self.prepared.meta.kind
         samples = load_samples(table, kind, self.device)
         samples = restricted(samples, self.run.fit.context, seed=self.run.seed)
-        wanted = self.method.field.form.channels
-        if samples.form.channels != wanted:
-            key = "ingest.channels: mono" if kind == "audio" else "ingest.color to rgb or gray"
-            raise ValueError(
-                f"has {samples.form.channels} channels, the first samples {wanted}; set {key}"
-            )
         kept = {i: self.kept[r] for i, r in enumerate(samples.rows) if r in self.kept}
         fitted, seconds = self.together.fit(samples, seed, kept)
         with self.measuring:
@@ -223,13 +225,9 @@ class Fitter:
 
     def one_by_one(
         self, table: pa.Table, seed: int, spent: Counter[str], error: Exception
-    ) -> tuple[dict[str, Any], dict[str, list], list[str]]:
+    ) -> tuple[list[tuple[dict[str, Any], dict[str, list]]], list[str]]:
         """As `fit_samples`, each by itself; those that raise are FAILED, with their traceback."""
-        from pipeline.evaluate.metrics import cheap_metrics
-
         parts, traces = [], []
-        names = [spec.name for spec in cheap_metrics(self.prepared.meta.kind)]
-        shapes = {spec.name: spec for spec in self.plan.arrays if spec.rows}
         for i in range(table.num_rows):
             line = table.slice(i, 1)
             try:
@@ -239,22 +237,38 @@ class Fitter:
             except Exception as own:
                 sample = line["sample_id"][0].as_py()
                 traces.append(f"{sample}\n{traceback.format_exc()}")
-                columns = {
-                    **self.known_columns(line),
-                    "status": [int(RowStatus.FAILED)],
-                    "code": [Code.FIT_ERROR.value],
-                    "message": [f"{type(own).__name__}: {own}"],
-                    "steps": [0],
-                    "loss": [float("nan")],
-                    **{name: [float("nan")] for name in names},
-                }
-                lost = {k: np.zeros((1, *s.shape), s.dtype) for k, s in shapes.items()}
-                parts.append((lost, columns))
+                parts.append(self.failed(line, f"{type(own).__name__}: {own}"))
         if len(traces) == table.num_rows:
             raise error
-        arrays = {k: np.concatenate([part[k] for part, _ in parts]) for k in shapes}
-        columns = {k: [v for _, part in parts for v in part[k]] for k in parts[0][1]}
-        return arrays, columns, traces
+        return parts, traces
+
+    def failed(self, line: pa.Table, message: str) -> tuple[dict[str, Any], dict[str, list]]:
+        """Arrays and columns of one sample that has no field."""
+        from pipeline.evaluate.metrics import cheap_metrics
+
+        names = [spec.name for spec in cheap_metrics(self.prepared.meta.kind)]
+        shapes = {spec.name: spec for spec in self.plan.arrays if spec.rows}
+        columns = {
+            **self.known_columns(line),
+            "status": [int(RowStatus.FAILED)],
+            "code": [Code.FIT_ERROR.value],
+            "message": [message],
+            "steps": [0],
+            "loss": [float("nan")],
+            **{name: [float("nan")] for name in names},
+        }
+        return {k: np.zeros((1, *s.shape), s.dtype) for k, s in shapes.items()}, columns
+
+
+def joined(
+    parts: list[tuple[dict[str, Any], dict[str, list]]], order: np.ndarray
+) -> tuple[dict[str, Any], dict[str, list]]:
+    """Arrays and columns of several parts, one after the other, in this order."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = {k: np.concatenate([part[k] for part, _ in parts])[order] for k in parts[0][0]}
+    columns = {k: [v for _, part in parts for v in part[k]] for k in parts[0][1]}
+    return arrays, {k: [values[i] for i in order] for k, values in columns.items()}
 
 
 def padded(values: np.ndarray, size: int) -> np.ndarray:

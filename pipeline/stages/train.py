@@ -8,10 +8,21 @@ import time
 from typing import Any
 
 from pipeline.ingest.prepared import Prepared
-from pipeline.stages.common import build_method, peak_bytes, prepared_of, row_count, take_rows
+from pipeline.stages.common import (
+    build_method,
+    may_refuse,
+    peak_bytes,
+    prepared_of,
+    refused,
+    row_count,
+    take_rows,
+)
 from pipeline.storage import open_objects
 from schemas.run import Run
 from schemas.store import PRIVATE
+
+FEW = 1024
+"""A driver looks at the sizes of all samples of a dataset that has no more."""
 
 
 def needs_training(run: Run, method: Any) -> bool:
@@ -77,25 +88,48 @@ class TrainFiles:
 
 
 def trained(run: Run) -> bool:
-    """Whether nothing is left to train: the method has no phases for it, or they are done."""
-    method = build_method(run, prepared_of(run))
-    return not needs_training(run, method) or TrainFiles(run).done() is not None
+    """Whether nothing is left to train: the method has no phases for it, or they are done.
+
+    Raises:
+        ValueError: there is, and no sample to train on.
+    """
+    prepared = prepared_of(run)
+    method = build_method(run, prepared)
+    if not needs_training(run, method) or TrainFiles(run).done() is not None:
+        return True
+    training_rows(run, prepared, method, measured=prepared.meta.rows <= FEW)
+    return False
 
 
-def training_rows(run: Run, prepared: Prepared) -> list[int]:
-    """Prepared rows in the splits that train, in order."""
-    rows = prepared.rows(0, row_count(run, prepared.meta), columns=[])
-    chosen = [
-        row
-        for row, split in zip(rows["row"].to_pylist(), rows["split"].to_pylist())
-        if split in run.train.splits
-    ]
+def training_rows(
+    run: Run, prepared: Prepared, method: Any, *, measured: bool = True
+) -> tuple[list[int], dict[str, str]]:
+    """Prepared rows in the splits that train, in order; why samples of them are left out, unless
+    `measured` is false: their sizes stand beside their pixels, which are read with them."""
+    sizes = ["height", "width", "channels"] if measured and may_refuse(run, method) else []
+    offered = [name for name in sizes if name in prepared.schema.names]
+    rows = prepared.rows(0, row_count(run, prepared.meta), columns=offered)
+    reasons = refused(run, method, rows) if offered else {}
+    chosen, left_out = [], {}
+    columns = (rows[name].to_pylist() for name in ("row", "split", "sample_id"))
+    for i, (row, split, sample) in enumerate(zip(*columns)):
+        if split in run.train.splits:
+            if i in reasons:
+                left_out[sample] = reasons[i]
+            else:
+                chosen.append(row)
+    if left_out and not chosen:
+        sample, why = next(iter(left_out.items()))
+        raise ValueError(
+            f"{run.method.name} can train on none of the {len(left_out)} samples in the splits "
+            f"{list(run.train.splits)}: {sample} {why}"
+        )
     if not chosen:
         raise ValueError(
             f"no sample is in the splits {list(run.train.splits)} that train; "
             f"the prepared dataset has {prepared.meta.splits}"
         )
-    return chosen
+    return chosen, left_out
 
 
 def train_shared(run: Run, rank: int = 0, world: int = 1, device: str = "cpu") -> dict[str, Any]:
@@ -112,7 +146,7 @@ def train_shared(run: Run, rank: int = 0, world: int = 1, device: str = "cpu") -
     if files.done() is not None:
         return {"steps": 0, "seconds": 0.0, "samples": 0}
     started = time.monotonic()
-    rows = training_rows(run, prepared)
+    rows, left_out = training_rows(run, prepared, method)
     samples = load_samples(take_rows(prepared, rows[rank::world]), prepared.meta.kind, device)
     result = train(
         method,
@@ -127,4 +161,14 @@ def train_shared(run: Run, rank: int = 0, world: int = 1, device: str = "cpu") -
     if rank == 0:
         files.finish(result.shared, result.rows, result.row_numbers, result.log)
     seconds = time.monotonic() - started
-    return {"seconds": seconds, "samples": len(rows), "log": result.log, "peak_bytes": peak_bytes()}
+    words = ""
+    if left_out:
+        sample, why = next(iter(left_out.items()))
+        words = f"{len(left_out)} samples do not train; the first: {sample} {why}"
+    return {
+        "seconds": seconds,
+        "samples": len(rows),
+        "left_out": words,
+        "log": result.log,
+        "peak_bytes": peak_bytes(),
+    }

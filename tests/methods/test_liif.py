@@ -72,7 +72,7 @@ def test_a_row_is_the_same_alone_and_in_company():
 def test_pictures_that_are_too_small_are_told_with_the_keys():
     samples = load_samples(picture_table([(6, 6)] * 2, held_out=0.0), "images")
     method = built(samples)
-    with pytest.raises(ValueError, match="6 x 6 pixels are smaller"):
+    with pytest.raises(ValueError, match="6 x 6 pixels; 8 x 8"):
         fit_rows(method, start_shared(method, 0), samples, seed=0)
     with pytest.raises(ValueError, match="liif takes images"):
         built(load_samples(box_table(1, points=8), "shapes"))

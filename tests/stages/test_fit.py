@@ -18,7 +18,12 @@ from schemas.store import RowStatus
 from tests.jobs.pictures import write_pictures, write_run
 
 
-def test_sample_that_raises_is_a_failed_row_and_the_others_keep_their_bits(tmp_path: Path):
+@pytest.mark.parametrize("known", [True, False], ids=["known before", "it raises"])
+def test_sample_that_cannot_be_fitted_is_a_failed_row_and_the_others_keep_their_bits(
+    tmp_path: Path, monkeypatch, known: bool
+):
+    if not known:
+        monkeypatch.setattr("pipeline.stages.fit.refused", lambda *of: {})
     write_pictures(tmp_path / "pictures", count=11)
     changes = {"ingest": {"color": "keep", "unit_objects": 5}}
     assert main(["run", write_run(tmp_path, **changes)]) == 0
@@ -35,15 +40,59 @@ def test_sample_that_raises_is_a_failed_row_and_the_others_keep_their_bits(tmp_p
     failed = lines.pop("round/gray one.png")
     assert failed["status"] == RowStatus.FAILED
     assert failed["code"] == "FIT_ERROR"
-    assert "has 1 channels" in failed["message"]
-    assert "ingest.color" in failed["message"]
+    if known:
+        assert "has 1 channels" in failed["message"]
+        assert "ingest.color" in failed["message"]
+    else:
+        assert failed["message"]
+        objects = open_objects(Location(url=changes["store"]))
+        notes = [objects.get(e.key) for e in objects.list("_fieldmill/tracebacks")]
+        assert any(b"gray one.png" in note for note in notes)
     assert len(lines) == 11
     for name, line in lines.items():
         assert line["status"] == RowStatus.OK or line["status"] == RowStatus.BELOW_TARGET
         assert np.array_equal(mixed.params([line["row"]])[0], whole[name])
-    objects = open_objects(Location(url=changes["store"]))
-    notes = [objects.get(e.key) for e in objects.list("_fieldmill/tracebacks")]
-    assert any(b"gray one.png" in note for note in notes)
+
+
+def test_unit_of_samples_that_the_method_cannot_take_is_rows_and_not_given_up(tmp_path, capfd):
+    """One row a unit: the unit of the tiny picture has nothing else in it."""
+    write_pictures(tmp_path / "pictures", count=3)
+    tiny = np.uint8(np.arange(12).reshape(2, 2, 3))
+    Image.fromarray(tiny).save(tmp_path / "pictures" / "round" / "tiny.png")
+    changes = {"method": {"name": "poisson", "steps": 2, "width": 8}, "fit": {"unit_rows": 1}}
+    path = write_run(tmp_path, **changes)
+    assert main(["run", path]) == 0, capfd.readouterr()
+    arrays = store.open_arrays(Location(url=str(tmp_path / "out" / "pictures.zarr")))
+    lines = {line["sample_id"]: line for line in arrays.index.to_pylist()}
+    assert lines.pop("round/tiny.png")["message"].startswith("has 2 x 2 pixels; poisson")
+    assert [line["status"] for line in lines.values()] == [RowStatus.OK] * 3
+
+
+def test_pictures_of_several_sizes_train_together_and_too_small_ones_get_a_reason(tmp_path, capfd):
+    write_pictures(tmp_path / "pictures", count=6)
+    for side in (4, 9, 14):
+        grid = np.mgrid[:side, :side].sum(0)[..., None] * np.array([9, 5, 3])
+        Image.fromarray(np.uint8(grid)).save(tmp_path / "pictures" / "round" / f"{side}.png")
+    method = {"name": "liif", "height": 8, "width": 8, "features": 4, "blocks": 1, "hidden": 8}
+    method |= {"train_steps": 3, "batch": 9, "points": 16}
+    splits = {"split": {"train": 1.0, "test": 0.0}}
+    dataset = {"url": str(tmp_path / "pictures"), "kind": "images", **splits}
+    changes = {"method": method, "dataset": dataset}
+    path = write_run(tmp_path, **changes)
+    assert main(["run", path]) == 0, capfd.readouterr()
+    assert "1 samples do not train; the first: round/4.png has 4 x 4" in capfd.readouterr().err
+    arrays = store.open_arrays(Location(url=str(tmp_path / "out" / "pictures.zarr")))
+    lines = {line["sample_id"]: line for line in arrays.index.to_pylist()}
+    failed = lines.pop("round/4.png")
+    assert failed["status"] == RowStatus.FAILED
+    assert "needs 8 x 8" in failed["message"]
+    assert [line["status"] for line in lines.values()] == [RowStatus.OK] * 8
+
+    # Where none is large enough nothing is trained, and that is told before it is tried.
+    assert main(["run", path, "method.height=99", f"store={tmp_path / 'b.zarr'}"]) == 2
+    assert "can train on none of the 9 samples" in capfd.readouterr().err
+    assert main(["run", path, "ingest.resolution=7", f"store={tmp_path / 'c.zarr'}"]) == 2
+    assert "pictures of 7 x 7 pixels; liif" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("compiled", ["auto", "never"])
