@@ -140,6 +140,8 @@ class Driver:
             "peak_bytes": record.get("peak_bytes", 0),
         }
         text.say(f"train: {samples} samples, {text.duration(seconds)}")
+        if record.get("left_out"):
+            text.warn(f"  note: {record['left_out']}")
 
     def fit(self) -> Any:
         """Prepared dataset -> rows of the store; returns the summary of the finished store."""
