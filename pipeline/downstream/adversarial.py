@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.downstream.codes import Codes, Space
-from pipeline.downstream.generative import Prior, Update
+from pipeline.downstream.distribution import Prior, Update
 from pipeline.draw import Draw
 from schemas.downstream import Sampling, WassersteinGan
 

@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from pipeline.downstream.codes import Codes, ResidentBatches
-from pipeline.downstream.generative import Update
+from pipeline.downstream.distribution import Update
 from pipeline.downstream.lesson import JobFiles
 from pipeline.downstream.training import Hooks, train
 from pipeline.draw import Draw

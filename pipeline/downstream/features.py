@@ -79,9 +79,16 @@ def train_classifier(
 
 def load_classifier(path: str) -> Classifier:
     """A classifier of one's own from a safetensors file; nothing in it is run."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"evaluate.features: {path} is no file of safetensors that can be read ({error}); give "
+            "pca, classifier, or the path of such a file"
+        ) from error
     try:
         channels, classes = tensors["net.0.weight"].shape[1], tensors["head.weight"].shape[0]
         model = Classifier(channels, classes)

@@ -25,6 +25,7 @@ from pipeline.downstream.codes import (
     space_of,
 )
 from pipeline.downstream.dataset import RowDataset, RowStream
+from pipeline.downstream.features import load_classifier
 from pipeline.downstream.statistics import Normalization, normalization_of
 from pipeline.evaluate.opened import OpenedStore, open_store
 from pipeline.storage import Objects, open_objects
@@ -206,4 +207,30 @@ def open_lesson(job: PriorJob) -> Lesson:
         if name not in space.classes[:classes]:
             known = ", ".join(space.classes) if classes else "none: it learns no classes"
             raise ValueError(f"sample.classes: no class '{name}'; the prior has {known}")
-    return Lesson(job, dataset, space, source_hash, classes)
+    lesson = Lesson(job, dataset, space, source_hash, classes)
+    _check_features(lesson, labelled)
+    return lesson
+
+
+def _check_features(lesson: Lesson, labelled: bool) -> None:
+    """Raises ValueError where pictures are to be compared by features that cannot be had."""
+    options, opened = lesson.job.evaluate, lesson.parent
+    if options.features == "pca" or not (options.rows and options.decoded):
+        return
+    if opened.quantity != "color" or opened.dims != 2:
+        raise ValueError(
+            f"evaluate.features: {options.features} has no effect: {lesson.job.source.url} holds "
+            "no pictures; remove it"
+        )
+    if options.features != "classifier":
+        takes = load_classifier(options.features).net[0].in_channels
+        have = opened.spec.output["channels"]
+        if takes != have:
+            raise ValueError(
+                f"evaluate.features: {options.features} takes pictures of {takes} channels, those "
+                f"of {lesson.job.source.url} have {have}"
+            )
+    elif not labelled:
+        raise ValueError(
+            "evaluate.features: a classifier needs two classes and a label for every row; use pca"
+        )

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.downstream.codes import Space
-from pipeline.downstream.generative import Prior
+from pipeline.downstream.distribution import Prior
 from pipeline.downstream.statistics import shrinkage
 from pipeline.draw import Draw
 from schemas.downstream import Gaussian, Sampling

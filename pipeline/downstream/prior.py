@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.downstream.generative import Prior, build_prior
+from pipeline.downstream.distribution import Prior
+from pipeline.downstream.generative import build_prior
 from pipeline.downstream.latents import nearest
 from pipeline.downstream.lesson import Lesson, open_lesson
 from pipeline.downstream.mixture import Mixture

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline import store as stores
 from pipeline.downstream.decoded import decodable
+from pipeline.downstream.distribution import Prior
 from pipeline.downstream.events import Events
-from pipeline.downstream.generative import Prior
 from pipeline.downstream.lesson import Lesson, open_lesson
 from pipeline.downstream.prior import (
     draw_rows,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.downstream.codes import choose, finite_rows
 from pipeline.downstream.decoded import Pictures, Surfaces, decodable, decode
+from pipeline.downstream.distribution import Prior
 from pipeline.downstream.features import (
     class_measures,
     classifier_features,
@@ -22,7 +23,6 @@ from pipeline.downstream.features import (
     pca_features,
     train_classifier,
 )
-from pipeline.downstream.generative import Prior
 from pipeline.downstream.latents import distances
 from pipeline.downstream.lesson import Lesson
 from pipeline.downstream.mixture import Mixture

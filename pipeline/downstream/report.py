@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.downstream.decoded import decodable
-from pipeline.downstream.generative import Prior
+from pipeline.downstream.distribution import Prior
 from pipeline.downstream.latents import interpolate
 from pipeline.downstream.lesson import Lesson
 from pipeline.downstream.quality import SETS, Quality, fitting_rows, measure

@@ -78,6 +78,9 @@ def select(
             known = set(index[name].unique().to_pylist())
             if not known & set(values):
                 raise ValueError(f"no row has {name} {values}; there are {sorted(known)}")
+            strange = sorted(set(values) - known)
+            if name == "label" and strange:
+                raise ValueError(f"no row has label {strange}; there are {sorted(known)}")
             chosen &= np.isin(index[name].to_numpy(zero_copy_only=False).astype(str), values)
     if where is not None:
         chosen &= where_mask(index, where)
@@ -144,10 +147,12 @@ def _refuse_mixed_starts(plan: Plan, index: pa.Table, url: str) -> None:
         raise ValueError(
             f"{url}: every row started from random weights of its own, so equal functions have "
             "unequal weights and a plain network on weights learns nothing; fit with "
-            "method.start: common, or pass starts='any' for a permutation-equivariant reader"
+            "method.start: common, take a store of latents, or read them by a "
+            "permutation-equivariant network (fieldmill probe: classifiers [equivariant]; in "
+            "Python: starts='any')"
         )
     if len(origins) > 1:
         raise ValueError(
             f"{url}: some rows are as training left them, others were inferred from the start; "
-            "select one by where={'origin': 'inferred'}, or pass starts='any'"
+            "select one kind by source.where {origin: inferred} (in Python: where, or starts='any')"
         )

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from pipeline.downstream.generative import Update
+from pipeline.downstream.distribution import Update
 from pipeline.draw import Draw, sample_keys, word
 from schemas.downstream import Learning
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.downstream.codes import Space
-from pipeline.downstream.generative import build_prior, guided
+from pipeline.downstream.denoisers import guided
+from pipeline.downstream.generative import build_prior
 from pipeline.downstream.networks import weight_tokens
 from pipeline.downstream.normal_start import NormalStart
 from pipeline.draw import Draw, sample_keys
