@@ -158,6 +158,36 @@ def read_reopened(objects: Objects, unit: int, generation: int) -> Reopened | No
         return None
 
 
+def reopen(
+    objects: Objects,
+    unit: int,
+    rows: Iterable[int] | None,
+    damaged: tuple[str, ...],
+    reason: str,
+    *,
+    retry: bool = False,
+) -> int:
+    """Lets a unit be fitted again; returns the generation. Reopening twice joins the two wishes."""
+    top = max(generations(objects, keys.COMMITS, unit), default=-1)
+    generation = max(top + 1, max(generations(objects, keys.REOPENED, unit), default=0))
+    wish = Reopened(
+        unit, generation, None if rows is None else tuple(sorted(set(rows))), damaged, reason, retry
+    )
+    key = keys.record_key(keys.REOPENED, unit, generation)
+    if not objects.create(key, wish.encode()):
+        standing = read_reopened(objects, unit, generation)
+        if standing is not None:
+            both = None
+            if standing.rows is not None and wish.rows is not None:
+                both = tuple(sorted({*standing.rows, *wish.rows}))
+            arrays = tuple(sorted({*standing.damaged, *wish.damaged}))
+            reasons = f"{standing.reason}; {reason}"
+            again = standing.retry or wish.retry
+            wish = Reopened(unit, generation, both, arrays, reasons, again)
+        objects.put(key, wish.encode())
+    return generation
+
+
 def wish_for(objects: Objects, unit: int, generation: int) -> Reopened | None:
     """The wish that a generation of a unit fulfils; None if it fits all rows afresh.
 

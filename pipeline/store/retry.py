@@ -8,16 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.storage import Objects
-from pipeline.store import keys, layout, shards
+from pipeline.store import layout, shards
 from pipeline.store.progress import progress
-from pipeline.store.records import (
-    Reopened,
-    generations,
-    read_commit,
-    read_reopened,
-    standing_commit,
-    wish_for,
-)
+from pipeline.store.records import read_commit, reopen, standing_commit, wish_for
 from pipeline.store.write import UnitResult, check_result
 from schemas.store import Plan
 
@@ -70,36 +63,6 @@ def retry_rows(
         (unit, reopen(objects, unit, chosen[unit], (), reason, retry=True))
         for unit in sorted(chosen)
     ]
-
-
-def reopen(
-    objects: Objects,
-    unit: int,
-    rows: Iterable[int] | None,
-    damaged: tuple[str, ...],
-    reason: str,
-    *,
-    retry: bool = False,
-) -> int:
-    """Lets a unit be fitted again; returns the generation. Reopening twice joins the two wishes."""
-    top = max(generations(objects, keys.COMMITS, unit), default=-1)
-    generation = max(top + 1, max(generations(objects, keys.REOPENED, unit), default=0))
-    wish = Reopened(
-        unit, generation, None if rows is None else tuple(sorted(set(rows))), damaged, reason, retry
-    )
-    key = keys.record_key(keys.REOPENED, unit, generation)
-    if not objects.create(key, wish.encode()):
-        standing = read_reopened(objects, unit, generation)
-        if standing is not None:
-            both = None
-            if standing.rows is not None and wish.rows is not None:
-                both = tuple(sorted({*standing.rows, *wish.rows}))
-            arrays = tuple(sorted({*standing.damaged, *wish.damaged}))
-            reasons = f"{standing.reason}; {reason}"
-            again = standing.retry or wish.retry
-            wish = Reopened(unit, generation, both, arrays, reasons, again)
-        objects.put(key, wish.encode())
-    return generation
 
 
 def rows_to_fit(objects: Objects, plan: Plan, unit: int, generation: int) -> list[int] | None:

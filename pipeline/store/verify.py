@@ -9,8 +9,14 @@ from pipeline.storage import Objects
 from pipeline.store import keys, layout, shards
 from pipeline.store.create import load_numbered_plan, shared_hashes
 from pipeline.store.finalize import finalize
-from pipeline.store.records import all_generations, generations, latest_final, read_commit, sha256
-from pipeline.store.retry import reopen
+from pipeline.store.records import (
+    all_generations,
+    generations,
+    latest_final,
+    read_commit,
+    reopen,
+    sha256,
+)
 from schemas.store import Plan
 
 

@@ -23,6 +23,7 @@ from pipeline.store.records import (
     generations,
     is_published,
     read_commit,
+    reopen,
     seal,
     sha256,
     standing_commit,
@@ -268,8 +269,6 @@ def _gone(objects: Objects, unit: int, generation: int, each: ShardObject) -> st
 
 def _heal(objects: Objects, unit: int) -> None:
     """After copying too late over a newer generation: brings the newer one's objects back."""
-    from pipeline.store.retry import reopen
-
     newest = max(generations(objects, keys.COMMITS, unit))
     commit = read_commit(objects, unit, newest)
     try:
