@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import posixpath
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.ingest.folders import FolderSource
 from pipeline.ingest.kinds import container_type, sample_suffixes, suffix
-from pipeline.ingest.sources import Found, Source, open_source, open_uri
+from pipeline.ingest.sources import Found, Source
 from pipeline.storage import local_folder
 from schemas.base import Location
 from schemas.run import Dataset
@@ -110,3 +114,39 @@ def open_parent(location: Location) -> tuple[Source, str]:
         return open_source(Location(url=str(path.parent))), path.name
     folder, _, name = location.url.rpartition("/")
     return open_source(Location(**{**location.location_fields(), "url": folder})), name
+
+
+def open_source(location: Location) -> Source:
+    """The source of a URL that is a folder or prefix; one of a missing folder is an error."""
+    if location.scheme == "file":
+        source = FolderSource(location)
+        if not os.path.isdir(source.root):
+            raise FileNotFoundError(f"dataset {location.url}: there is no folder {source.root}")
+        return source
+    if location.scheme in ("http", "https"):
+        from pipeline.ingest.web import HttpSource
+
+        return HttpSource(location)
+    from pipeline.ingest.buckets import ObjectSource
+
+    return ObjectSource(location)
+
+
+def open_uri(base: Location, uri: str) -> tuple[Location, str]:
+    """Location and key of a URI of a table: absolute, or relative to `base`."""
+    if "://" not in uri and not uri.startswith("/"):
+        name, url = posixpath.normpath(uri), base.url.rstrip("/")
+        while name.startswith("../"):
+            name, url = name[3:], url.rpartition("/")[0]
+            if not url or url.endswith("/"):
+                raise ValueError(f"'{uri}' leads out of {base.url}")
+        return (base if url == base.url.rstrip("/") else base.model_copy(update={"url": url})), name
+    scheme = urlsplit(uri).scheme or "file"
+    folder, _, name = uri.rpartition("/")
+    if scheme in ("s3", "memory"):
+        bucket, _, key = uri.partition("://")[2].partition("/")
+        folder, name = f"{scheme}://{bucket}", key
+    fields = {**base.location_fields(), "url": folder or "/"}
+    if scheme != base.scheme:
+        fields |= {"endpoint": None, "region": None, "profile": None, "anonymous": False}
+    return Location(**fields), name

@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from pipeline.ingest import containers, sources
+from pipeline.ingest import containers, folders
 from pipeline.ingest.fold import fold
 from pipeline.ingest.guard import guard
 from pipeline.ingest.listing import units_to_do, write_listing
@@ -125,7 +125,7 @@ def test_a_full_file_table_is_the_machines_fault(local, monkeypatch):
     def failing(self, key):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(sources.FolderSource, "read", failing)
+    monkeypatch.setattr(folders.FolderSource, "read", failing)
     number = errno.EMFILE
     with pytest.raises(StorageError, match="Too many open files"):
         ingest_unit(images(local("data")), SMALL, local("p"), 0, "a")
@@ -172,9 +172,9 @@ def test_a_packed_container_is_read_once_for_all_its_units(local, monkeypatch):
     put(local("data"), {"images-idx3-ubyte.gz": gzip.compress(idx(stack))})
     containers._idx_array.cache_clear()
     read = []
-    real = sources.FolderSource.read
+    real = folders.FolderSource.read
     monkeypatch.setattr(
-        sources.FolderSource, "read", lambda self, key: read.append(key) or real(self, key)
+        folders.FolderSource, "read", lambda self, key: read.append(key) or real(self, key)
     )
     assert run_ingest(images(local("data")), local("p")).meta.rows == 40
     assert read == ["images-idx3-ubyte.gz"]

@@ -236,8 +236,8 @@ def test_unreadable_files_and_folders_are_rejected_not_fatal(tmp_path, monkeypat
             raise PermissionError(13, "Permission denied")
         return real_scan(path)
 
-    monkeypatch.setattr("pipeline.ingest.sources.open", denied, raising=False)
-    monkeypatch.setattr("pipeline.ingest.sources.os.scandir", denied_folder)
+    monkeypatch.setattr("pipeline.ingest.folders.open", denied, raising=False)
+    monkeypatch.setattr("pipeline.ingest.folders.os.scandir", denied_folder)
     done = run_ingest(images(data), Location(url=str(tmp_path / "p")))
     failed = {r["sample_id"]: (r["code"], r["message"]) for r in done.failures().to_pylist()}
     assert failed["b.png"] == ("INPUT_MISSING", "Permission denied")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.ingest import sources
+from pipeline.ingest import folders
 from pipeline.ingest.fold import fold
 from pipeline.ingest.listing import read_units, units_to_do, write_listing
 from pipeline.ingest.prepared import open_prepared
@@ -221,9 +221,9 @@ def test_too_large_objects_are_not_even_read(local, monkeypatch):
     data, prepared = local("data"), local("p")
     put(data, {"a.png": encoded(picture(1)), "huge.png": b"x" * 5000})
     read = []
-    real = sources.FolderSource.read
+    real = folders.FolderSource.read
     monkeypatch.setattr(
-        sources.FolderSource, "read", lambda self, key: read.append(key) or real(self, key)
+        folders.FolderSource, "read", lambda self, key: read.append(key) or real(self, key)
     )
     done = run_ingest(images(data), prepared, ImageIngest(max_bytes=4000))
     (failed,) = done.failures().to_pylist()
@@ -240,7 +240,7 @@ def test_a_storage_fault_is_not_a_samples_fault(local, monkeypatch):
         raise StorageError("the network is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sources.FolderSource, "read", broken)
+        patch.setattr(folders.FolderSource, "read", broken)
         with pytest.raises(StorageError, match="network"):
             ingest_unit(images(data), SMALL, prepared, 0, "a")
     assert units_to_do(open_objects(prepared)) == [0, 1, 2, 3]
