@@ -31,6 +31,7 @@ from pipeline.fitting.lanes import Outcome, Request
 from pipeline.fitting.method import MetaLearned, Method
 from pipeline.fitting.rows import bindable, started
 from pipeline.fitting.step import SPENT
+from pipeline.fitting.threads import in_threads
 from pipeline.fitting.units import Pull, Unit
 from pipeline.samples import Samples
 
@@ -183,7 +184,6 @@ class Loop:
     def run(self, pull: Pull) -> Iterator[Unit]:
         """Fits the units that it pulls, one picture after another, or as many at a time as PyTorch
         may use threads."""
-        from pipeline.fitting.stream import in_threads
 
         def jobs() -> Iterator[tuple[Unit, Any]]:
             while (unit := pull()) is not None:

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from pipeline.fields.bind import Tensors
+from pipeline.fitting.lane_stream import LaneStream
 from pipeline.fitting.lanes import Lanes
 from pipeline.fitting.method import Method
 from pipeline.fitting.paths import NUMERICS, default_lanes
-from pipeline.fitting.stream import Stream
 from pipeline.fitting.units import Unit
 from pipeline.samples import Samples
 
@@ -74,7 +74,7 @@ def lane_rates(
     device = torch.device(device)
     phase = replace(method.fit[0], steps=STEPS, target=None)
     brief = replace(method, fit=(phase,))
-    stream = Stream(brief, shared, lanes=2, device=device)
+    stream = LaneStream(brief, shared, lanes=2, device=device)
     classes = samples.shape_classes(phase.role, phase.size).tolist()
     kind = max(map(tuple, classes), key=lambda k: sum(map(abs, k)))
     index = [i for i, k in enumerate(classes) if tuple(k) == kind]

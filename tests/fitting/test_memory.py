@@ -38,7 +38,7 @@ if room:
     resource.setrlimit(resource.RLIMIT_AS, (used + room * 2**20,) * 2)
 stream = Stream(method, {}, lanes=8)
 (unit,) = stream.run(once(samples))
-(engine,) = stream.engines.values()
+(engine,) = stream.by_lanes.engines.values()
 fitted = fitted_unit(method, unit)
 bits = [fitted.rows[name].numpy().tobytes() for name in sorted(fitted.rows)]
 print(json.dumps({
@@ -137,7 +137,7 @@ def test_rows_that_shared_the_lanes_when_memory_ran_out_are_not_lost(words):
     stream = Stream(replace(method, fit=(phase,)), {}, lanes=6)
     (unit,) = stream.run(once(samples))
     fitted = fitted_unit(method, unit)
-    (engine,) = stream.engines.values()
+    (engine,) = stream.by_lanes.engines.values()
     assert engine.lanes == 3
     whole = fit_rows(method, {}, samples, seed=1, lanes=6)
     assert fitted.status == whole.status == [RowStatus.OK] * 9

@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from collections.abc import Callable
 
 import torch
 
 from pipeline.draw import Draw
 from pipeline.fields.bind import Tensors
-from pipeline.fitting.cuda.layout import Layout, modes_of, too_large
+from pipeline.fitting.cuda.layout import Layout, modes_of
+from pipeline.fitting.cuda.usable import why_not
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Method
 from pipeline.samples import Samples
 
 UNSEEN = "tf32"
 """The mode where the machine that plans has no GPU to compare on."""
-OLDEST = (3, 4)
-"""Version of Triton."""
 COMPARED = 16
 """Samples on which modes are compared with the plain path."""
 STEPS, LOSS = 1.05, 1.02
 """A mode is good enough if it takes at most this many times the steps, and ends at most at this
 many times the loss (0.09 dB), both as geometric means over the samples compared."""
-
-
-def why_not(method: Method) -> str:
-    """Empty if the kernel can fit this method with what is installed here, else why it cannot."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    version = importlib.metadata.version("triton")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        return f"triton {version} is older than {'.'.join(map(str, OLDEST))}"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} has no matrix units for tf32 and bf16"
-    found = recognize(method)
-    return found if isinstance(found, str) else too_large(Layout.of(found))
 
 
 def path_name(mode: str) -> str:
@@ -72,7 +57,7 @@ def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) ->
 
     from pipeline.fitting.cuda.exact import float32_products, losses
     from pipeline.fitting.cuda.stream import fit_by_kernel
-    from pipeline.fitting.stream import Stream
+    from pipeline.fitting.lane_stream import LaneStream
     from pipeline.fitting.units import Unit, fitted_unit
 
     shared = {name: value.to(samples.device) for name, value in shared.items()}
@@ -87,7 +72,7 @@ def choose_mode(method: Method, shared: Tensors, samples: Samples, seed: int) ->
         return found.steps.double().clamp(min=1).log(), loss.double().clamp(min=1e-30).log().cpu()
 
     with float32_products():
-        plain = fitted(Stream(method, shared, device=samples.device).run)
+        plain = fitted(LaneStream(method, shared, device=samples.device).run)
     told = []
     for mode in modes_of(Layout.of(recognize(method))):
         try:

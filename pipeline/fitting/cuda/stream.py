@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pipeline.fields.bind import Tensors
-from pipeline.fitting.cuda.choice import why_not
 from pipeline.fitting.cuda.layout import Layout, modes_of
 from pipeline.fitting.cuda.run import Loop, Mode
+from pipeline.fitting.cuda.usable import why_not
 from pipeline.fitting.fused.recognize import recognize
 from pipeline.fitting.method import Method
 from pipeline.fitting.starts import entered, starts_of
