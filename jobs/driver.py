@@ -129,9 +129,13 @@ class Driver:
 
         if stages.trained(self.run):
             return
-        from jobs.train import train
+        if self.run.train.workers > 1:
+            from jobs.train import train_together
 
-        record = train(self)
+            self.connect()
+            record = train_together(self.run)
+        else:
+            record = self._train_alone()
         samples, seconds = record.get("samples", 0), record["seconds"]
         self.figures["train"] = {
             "samples": samples,
@@ -142,6 +146,23 @@ class Driver:
         text.say(f"train: {samples} samples, {text.duration(seconds)}")
         if record.get("left_out"):
             text.warn(f"  note: {record['left_out']}")
+
+    def _train_alone(self) -> dict[str, Any]:
+        """Trains with one worker; returns its record: samples, seconds, peak memory."""
+        from jobs.train import TrainWorker
+        from pipeline.store import leave_nonce
+
+        objects, task = open_objects(self.run.store), Task(0, action="train")
+        with leave_nonce(objects) as nonce:
+            args = (self.run.model_dump_json(), nonce)
+            gpus = min(self.run.resources.gpus, 1.0)
+            with self.pool(TrainWorker, args, [task], gpus=gpus) as pool:
+                for event in pool.map([task]):
+                    if isinstance(event, Done):
+                        return event.record
+                    self.quarantine("train", event, objects)
+        self.refuse_missing("train")
+        raise AssertionError("one task gives one event")
 
     def fit(self) -> Any:
         """Prepared dataset -> rows of the store; returns the summary of the finished store."""

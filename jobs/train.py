@@ -10,17 +10,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.units import Done, Task, WorldError, one_line
+from jobs.units import Task, WorldError, one_line
 from jobs.workers import device_of, limit_threads
 from pipeline.storage import open_objects
 from pipeline.store import check_nonce, leave_nonce
 from pipeline.store.probe import nonce_key
 from schemas.run import Run
-
-if TYPE_CHECKING:
-    from jobs.driver import Driver
 
 
 class TrainWorker:
@@ -48,26 +45,6 @@ def train_one(run: Run, rank: int, world: int, device: str) -> dict[str, Any]:
         torch.set_num_threads(run.resources.cores)
     record = stages.train_shared(run, rank, world, device)
     return {k: v for k, v in record.items() if isinstance(v, int | float | str)}
-
-
-def train(driver: Driver) -> dict[str, Any]:
-    """Trains the shared parameters of the driver's run; returns samples, seconds, peak memory."""
-    run = driver.run
-    if run.train.workers > 1:
-        driver.connect()
-        return train_together(run)
-    objects = open_objects(run.store)
-    task = Task(0, action="train")
-    gpus = min(run.resources.gpus, 1.0)
-    with leave_nonce(objects) as nonce:
-        args = (run.model_dump_json(), nonce)
-        with driver.pool(TrainWorker, args, [task], gpus=gpus) as pool:
-            for event in pool.map([task]):
-                if isinstance(event, Done):
-                    return event.record
-                driver.quarantine("train", event, objects)
-    driver.refuse_missing("train")
-    raise AssertionError("one task gives one event")
 
 
 def train_together(run: Run) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,24 @@ def test_every_import_goes_down():
             if up or strangers:
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} imports {target}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports on use count too: they put off a circle, and do not undo it."""
+    known = {name: path for path, name in modules()}
+    graph = {name: set() for name in known}
+    for name, path in known.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & known.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                each = {f"{node.module}.{alias.name}" for alias in node.names} & known.keys()
+                graph[name] |= each or {node.module} & known.keys()
+    order = TopologicalSorter({name: found - {name} for name, found in graph.items()})
+    try:
+        order.prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
 
 
 def test_only_jobs_imports_ray():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluate.opened import OpenedStore, open_store
+from pipeline.evaluate.opened import OpenedStore, longer_side, open_store
 from pipeline.evaluate.signals import (
     SOUNDS,
     VIDEOS,
@@ -15,7 +15,6 @@ from pipeline.evaluate.signals import (
     sound_bytes,
     write_mp4,
 )
-from pipeline.evaluate.wave_pictures import wave_grid
 from schemas.base import Location
 
 MESHES = (".ply", ".obj", ".glb")
@@ -62,11 +61,11 @@ def export(
             return path
         data = animation_bytes(made, suffix)
     elif suffix in MESHES:
-        cells = max(resolution) if isinstance(resolution, tuple) else resolution or 128
+        cells = longer_side(resolution, 128)
         data = _mesh_bytes(store, number, suffix, cells, original_units)
     elif suffix == ".npy":
         sink = io.BytesIO()
-        np.save(sink, wave_grid(store, number, resolution))
+        np.save(sink, store.wave(number, resolution))
         data = sink.getvalue()
     elif suffix == ".png":
         sink = io.BytesIO()

@@ -21,7 +21,7 @@ from pipeline.evaluate.mesh_refinement import refine_mesh
 from pipeline.evaluate.meshing import Box, extract_mesh
 from pipeline.evaluate.rendering import Rendering, View, render_mesh, render_picture
 from pipeline.evaluate.signals import Sound, Video, render_sound, sound, video
-from pipeline.evaluate.wave_pictures import render_wave
+from pipeline.evaluate.wave_pictures import NODES, SIDE, render_wave, wave_grid
 from pipeline.evaluate.where import Where, mask_of, where_mask
 from pipeline.fields.bind import Bound, bind
 from pipeline.fitting.method import Method
@@ -213,10 +213,11 @@ class OpenedStore:
             height, width = self._picture_size(row, resolution)
             return render_picture(lambda x: self.values(row, x)["color"], height, width)
         if self.quantity == "wave":
-            return render_wave(self, row, resolution)
+            side = longer_side(resolution, SIDE)
+            return render_wave(self._wave(row), self.line(row), self.spec.coords["axes"], side)
         if self.dims != 3:
             raise ValueError(f"fields of '{self.quantity}' in {self.dims} axes cannot be rendered")
-        side = resolution if isinstance(resolution, int) else max(resolution or (128,))
+        side = longer_side(resolution, 128)
         mesh = self.mesh(row, min(max(side // 2, 48), 128), original_units=False)
         return render_mesh(mesh, side, view=view)
 
@@ -250,9 +251,24 @@ class OpenedStore:
             line["fps"] * pace,
         )
 
+    def wave(
+        self, row: int | str, resolution: int | tuple[int, int] | None = None
+    ) -> Float[np.ndarray, "*grid c"]:
+        """A row of waves in its file's units at evenly spaced nodes from border to border: along x
+        as many as `resolution` (or the longer of two) says, of those that pass in time a quarter as
+        many from start to end, first axis t. Channels are real and imaginary part, or the height.
+        """
+        if self.quantity != "wave":
+            raise ValueError(f"'{self.plan.name}' holds fields of '{self.quantity}', no waves")
+        axes, side = self.spec.coords["axes"], longer_side(resolution, NODES)
+        return wave_grid(self._wave(row), self.line(row), axes, side)
+
+    def _wave(self, row: int | str) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.values(row, x)["wave"]
+
     @property
     def kind(self) -> str:
-        """What the samples were: images, audio, video, shapes, points."""
+        """What the samples were: images, audio, video, shapes, points, equations."""
         return self.spec.form.get("kind", "")
 
     @property
@@ -338,3 +354,8 @@ class OpenedStore:
         if any(v is None or math.isnan(v) for v in values):
             return np.zeros(3), 1.0
         return np.array(values[:3]), values[3]
+
+
+def longer_side(resolution: int | tuple[int, int] | None, default: int) -> int:
+    """Of a resolution that may be given as height and width."""
+    return max(resolution) if isinstance(resolution, tuple) else resolution or default

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +12,13 @@ from PIL import Image, ImageDraw
 
 from pipeline.evaluate.prepared_lines import Line
 from pipeline.evaluate.rendering import Rendering
+from pipeline.evaluate.signals import Values
 from pipeline.evaluate.wave_metrics import grid_axes, reference_of
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.opened import OpenedStore
 
 SIDE = 256
 """Pixels of a picture's longer side where none are asked for."""
+NODES = 129
+"""Nodes along x of values where none are asked for."""
 MOMENTS = 4
 """Maps beside each other of a wave in the plane: of times evenly from the start to the end."""
 LOW, MIDDLE, HIGH = (0.23, 0.30, 0.75), (0.95, 0.95, 0.93), (0.71, 0.02, 0.15)
@@ -26,42 +27,39 @@ CURVES = ((33, 102, 172), (178, 24, 43))
 """Colors of the real and of the imaginary part over a line."""
 
 
-def wave_values(store: OpenedStore, row: int, nodes: list[int]) -> Float[np.ndarray, "*grid c"]:
-    """A row's field at evenly spaced nodes of its domain, axes as in `spec.coords`."""
-    waves = store.spec.coords["axes"][0] == "t"
-    axes = grid_axes(waves, store.line(row)["duration"], nodes)
-    coords = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(nodes))
-    values = store.values(row, torch.from_numpy(coords.astype(np.float32)))["wave"]
-    return values.cpu().numpy().reshape(*nodes, -1)
-
-
 def wave_grid(
-    store: OpenedStore, row: int, resolution: int | tuple[int, int] | None = None
+    values: Values, line: Mapping[str, Any], axes: Sequence[str], side: int = NODES
 ) -> Float[np.ndarray, "*grid c"]:
-    """A row's values in its file's units at evenly spaced nodes from border to border (and from
-    start to end): `resolution` of them along x (default 129), a quarter as many in time.
+    """A field's values in its file's units at evenly spaced nodes from border to border (and from
+    start to end): `side` of them along x, a quarter as many in time.
 
-    Raises:
-        ValueError: The store holds no waves.
+    Args:
+        values: The field.
+        line: The row's columns: `duration`, `amplitude`.
+        axes: Of its coordinates, as in `spec.coords`.
     """
-    if store.quantity != "wave":
-        raise ValueError(f"'{store.plan.name}' holds fields of '{store.quantity}', no waves")
-    space = max(resolution) if isinstance(resolution, tuple) else resolution or 129
-    nodes = [space] * (store.dims - (store.spec.coords["axes"][0] == "t"))
-    nodes = nodes if len(nodes) == store.dims else [max(space // 4, 1) + 1, *nodes]
-    return wave_values(store, row, nodes) * store.line(row)["amplitude"]
+    nodes = [side] * len(axes)
+    if axes[0] == "t":
+        nodes[0] = max(side // 4, 1) + 1
+    return _on_grid(values, line, axes, nodes) * line["amplitude"]
 
 
 def render_wave(
-    store: OpenedStore, row: int, resolution: int | tuple[int, int] | None = None
+    values: Values, line: Mapping[str, Any], axes: Sequence[str], side: int = SIDE
 ) -> Rendering:
-    """A row as a picture (see `picture_of`)."""
-    side = max(resolution) if isinstance(resolution, tuple) else resolution or SIDE
-    waves = store.spec.coords["axes"][0] == "t"
-    nodes = [side] * store.dims
-    if waves and store.dims == 3:
+    """A field as a picture (see `picture_of`)."""
+    waves, nodes = axes[0] == "t", [side] * len(axes)
+    if waves and len(axes) == 3:
         nodes = [MOMENTS, side // MOMENTS, side // MOMENTS]
-    return picture_of(wave_values(store, row, nodes), waves, side)
+    return picture_of(_on_grid(values, line, axes, nodes), waves, side)
+
+
+def _on_grid(
+    values: Values, line: Mapping[str, Any], axes: Sequence[str], nodes: list[int]
+) -> Float[np.ndarray, "*grid c"]:
+    grid = np.meshgrid(*grid_axes(axes[0] == "t", line["duration"], nodes), indexing="ij")
+    coords = np.stack(grid, -1).reshape(-1, len(nodes))
+    return values(torch.from_numpy(coords.astype(np.float32))).cpu().numpy().reshape(*nodes, -1)
 
 
 def render_reference(line: Line) -> Rendering:
