@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,10 @@ class ShiftedSirens(nn.Module):
     """sin(omega (W h + b + s)) with s a linear map of the latent, one for each layer (Dupont et al.
     2022, "From data to functa", sec. 3.1).
 
-    With `cells` the latent is a grid of vectors, and a point is shifted by the vector of its cell
-    alone, with coordinates from 0 to 1 inside of it (Bauer et al. 2023, "Spatial functa").
+    With `cells` the latent is a grid of vectors (Bauer et al. 2023, "Spatial functa"). `nearest`: a
+    point is shifted by the vector of its cell alone, with coordinates from 0 to 1 inside of it.
+    `linear`: by the mean of the vectors of the cells around it, each of weight 1 at the center of
+    its cell and 0 at the centers beside it, with the coordinates of the whole sample.
 
     Args:
         dims: Coordinate axes.
@@ -27,6 +29,7 @@ class ShiftedSirens(nn.Module):
         width, depth: Of the sine layers.
         latent: Entries of the latent, or of each cell's.
         cells: Cells an axis; 0: one vector for the whole sample.
+        lookup: How a point takes a vector from the grid.
         omega: Frequency factor of every layer.
     """
 
@@ -39,10 +42,12 @@ class ShiftedSirens(nn.Module):
         depth: int,
         latent: int,
         cells: int = 0,
+        lookup: Literal["nearest", "linear"] = "nearest",
         omega: float = 30.0,
     ):
         super().__init__()
         self.cells, self.width, self.depth, self.omega = cells, width, depth, omega
+        self.lookup = lookup
         self.code = Latent((*[cells] * dims, latent) if cells else (latent,))
         bound = math.sqrt(6 / width) / omega
         self.layers = nn.ModuleList()
@@ -59,9 +64,11 @@ class ShiftedSirens(nn.Module):
 
     def forward(self, coords: Float[Tensor, "*n p d"]) -> Float[Tensor, "n p c"]:
         code = self.code()
-        shifts, hidden = self.shift(code[:, None]) * self.omega, coords
-        if self.cells:
-            shifts = self.shift(code.flatten(1, -2)) * self.omega
+        codes, hidden = (code.flatten(1, -2) if self.cells else code[:, None]), coords
+        if self.cells and self.lookup == "linear":
+            codes = torch.bmm(self.shares(coords).expand(len(code), -1, -1), codes)
+        shifts = self.shift(codes) * self.omega
+        if self.cells and self.lookup == "nearest":
             hidden, number = self.places(coords)
             number = number.expand(len(code), -1)[..., None].expand(-1, -1, shifts.shape[-1])
             shifts = shifts.gather(1, number)
@@ -85,8 +92,20 @@ class ShiftedSirens(nn.Module):
             number = number * self.cells + cell[..., axis].long()
         return place - cell, number
 
+    def shares(self, coords: Float[Tensor, "*n p d"]) -> Float[Tensor, "*n p k"]:
+        """What each of the cells, the last axis fastest, adds to the vector of a point."""
+        place = ((coords + 1) / 2 * self.cells - 0.5).clamp(0, self.cells - 1)
+        centers = torch.arange(self.cells, dtype=coords.dtype, device=coords.device)
+        along = (1 - (place[..., None] - centers).abs()).clamp(min=0)
+        found = along[..., 0, :]
+        for axis in range(1, along.shape[-2]):
+            found = (found[..., :, None] * along[..., axis, None, :]).flatten(-2)
+        return found
+
     def describe(self) -> list[dict[str, Any]]:
         code = {**self.code.describe("code"), "cells": self.cells}
+        if self.cells:
+            code["lookup"] = self.lookup
         shift = {**self.shift.describe("shift"), "of": "code", "adds_to": "layers, in order"}
         layers = [
             {**layer.describe(f"layers.{i}"), "activation": "sine", "omega_0": self.omega}

@@ -7,7 +7,15 @@ from benchmarks.acceptance import acceptance
 from benchmarks.acceptance._digits import digits
 from pipeline import methods
 from pipeline.fields.bind import bind
-from pipeline.fitting import bindable, fit_rows, pack, start_shared, train, unpack
+from pipeline.fitting import (
+    bindable,
+    choose_encoding,
+    fit_rows,
+    pack,
+    start_shared,
+    train,
+    unpack,
+)
 from pipeline.fitting.method import row_names
 from pipeline.samples import load_samples, pixel_coords
 from schemas.samples import FormSpec
@@ -54,6 +62,57 @@ def test_a_cell_of_a_spatial_latent_changes_its_own_pixels_alone():
     ]
     apart = (colors[0](coords) - colors[1](coords)).abs()[0].amax(-1)
     assert (apart > 1e-4).float().mean() > 0.9  # a vector changes all of a picture
+
+
+def test_an_interpolated_cell_changes_the_pixels_nearer_than_a_cell_to_its_center():
+    samples = load_samples(picture_table([(16, 16)]), "images")
+    method = built(samples, cells=4, lookup="linear")
+    shared = start_shared(method, 0)
+    coords = pixel_coords(16, 16)[None]
+    code = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(0))
+    changed = code.clone()
+    changed[0, 2, 1] += 1.0
+    fields = [
+        bind(method.model, bindable(method, shared, {"code.value": value}))
+        for value in (code, changed)
+    ]
+    moved = (fields[1](coords) - fields[0](coords)).abs().amax(-1)[0].detach()
+    center = torch.tensor([2.5, 1.5]) / 4 * 2 - 1
+    near = ((coords[0] - center).abs() < 2 / 4).all(-1)
+    assert near.sum() == 64  # 8 x 8 of 16 x 16 pixels
+    assert moved[~near].max() <= 1e-6
+    assert moved[near].max() > 10 * moved[near].min() > 0  # it fades out
+    # No seam: two points on both sides of a border differ as little as any so near.
+    border = torch.tensor([[[-1e-5, 0.3], [1e-5, 0.3]]])
+    left, right = fields[0](border)[0].detach()
+    assert (left - right).abs().max() < 1e-3
+
+
+def test_equal_cells_that_are_interpolated_are_one_vector():
+    samples = load_samples(picture_table([(16, 16)]), "images")
+    vector, cells = built(samples), built(samples, cells=3, lookup="linear")
+    shared = {name: value for name, value in start_shared(vector, 0).items() if "code" not in name}
+    code = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    coords = pixel_coords(16, 16)[None]
+    one = bind(vector.model, {**shared, "code.value": code})(coords)
+    many = bind(cells.model, {**shared, "code.value": code.expand(1, 3, 3, 8)})(coords)
+    assert torch.allclose(one, many, atol=1e-5)
+
+
+def test_interpolated_cells_are_found_by_plain_pytorch_and_it_says_so():
+    samples = load_samples(picture_table([(16, 16), (16, 16), (12, 20)]), "images")
+    method = built(samples, cells=2, lookup="linear", train_steps=2)
+    shared = train(method, samples, seed=0).shared
+    kernel, words = choose_encoding(method, shared, lambda: samples, 0)
+    assert kernel == ""
+    assert "from more than one cell (lookup: linear)" in words
+    many = fit_rows(method, shared, samples, seed=0, lanes=3).rows["code.value"]
+    few = fit_rows(method, shared, samples, seed=0, lanes=2).rows["code.value"]
+    assert torch.equal(few, many)
+    described = {part["kind"]: part for part in method.model.describe()}
+    assert (described["latent"]["cells"], described["latent"]["lookup"]) == (2, "linear")
+    with pytest.raises(ValueError, match=r"method\.lookup: 'linear' is of a grid of cells"):
+        built(samples, lookup="linear")
 
 
 def test_a_point_on_a_border_belongs_to_one_cell_and_the_far_edge_to_the_last():

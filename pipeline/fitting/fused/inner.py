@@ -45,6 +45,8 @@ def recognize_inner(method: Method) -> RecognizedInner | str:
     dims, channels = model.layers[0].inputs, model.last.outputs
     if dims != 2 or channels > 4:
         return f"its size: inputs {dims}, outputs {channels}"
+    if model.cells and model.lookup != "nearest":
+        return f"its points take vectors from more than one cell (lookup: {model.lookup})"
     return RecognizedInner(inner, model)
 
 
