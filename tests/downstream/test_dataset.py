@@ -63,6 +63,8 @@ def test_rows_are_selected_by_label_and_metric(store):
         select(store, "code", where={"psmr": (1, None)})
     with pytest.raises(ValueError, match=r"no row has split \['exam'\]; there are \['train'\]"):
         select(store, "code", split="exam")
+    with pytest.raises(ValueError, match=r"no row has label \['class 9'\]; there are \['class 0'"):
+        select(store, "code", label=["class 1", "class 9"])
     with pytest.raises(ValueError, match="failed have no values"):
         select(store, "code", status=(RowStatus.OK, RowStatus.FAILED))
 

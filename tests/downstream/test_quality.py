@@ -123,6 +123,22 @@ def test_features_are_those_of_a_classifier_of_ones_own(pictures, tmp_path):
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match=r"not the weights of the classifier.*net\.0\.weight"):
         load_classifier(path)
+
+
+def test_features_that_cannot_be_had_are_told_before_anything_is_trained(pictures, tmp_path):
+    def told(features: str) -> str:
+        with pytest.raises(ValueError) as error:
+            open_lesson(
+                job_of(pictures, tmp_path / "c", evaluate={"rows": 10, "features": features})
+            )
+        return str(error.value)
+
+    assert "evaluate.features: nothing.safetensors is no file" in told("nothing.safetensors")
+    other = tmp_path / "other.safetensors"
+    other.write_text("store: not such a file")
+    assert f"evaluate.features: {other} is no file of safetensors" in told(str(other))
+    save_file(Classifier(1, 2).state_dict(), other)
+    assert "takes pictures of 1 channels" in told(str(other))
     assert sum(p.numel() for p in Classifier(3, 2).parameters()) < 200_000
 
 
