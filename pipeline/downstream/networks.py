@@ -45,7 +45,11 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 class _Modulated(nn.Module):
-    """A normalized residual layer whose scale, shift and gate come from the condition."""
+    """A normalized residual layer whose scale, shift and gate come from the condition.
+
+    Gates begin at one: behind gates of zero (DiT) and a last layer of zeros nothing has a slope
+    once the linear part is known, and training stands still.
+    """
 
     def __init__(self, width: int, inner: nn.Module, axis: int):
         super().__init__()
@@ -55,6 +59,7 @@ class _Modulated(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         scale, shift, gate = self.modulation(F.silu(condition)).chunk(3, -1)
+        gate = 1 + gate
         if self.axis:
             scale, shift, gate = scale[:, None], shift[:, None], gate[:, None]
         return x + gate * self.inner(self.norm(x) * (1 + scale) + shift)
@@ -176,7 +181,7 @@ class _Convolution(nn.Module):
         self.modulation = nn.Linear(condition, 2 * outputs)
         self.norm_2 = nn.GroupNorm(math.gcd(8, outputs), outputs)
         self.dropout = nn.Dropout(dropout)
-        self.conv_2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
