@@ -34,6 +34,13 @@ def load_run(
         ingest_only: The method may be one that cannot fit this kind of sample.
     """
     tree = read_tree(path)
+    if "source" in tree.values and "dataset" not in tree.values:
+        raise ConfigError(
+            [
+                f"{tree.place(('source',))}: this file reads a finished store: it is one of "
+                "fieldmill prior, gan, probe or segment; a run that makes a store has a dataset"
+            ]
+        )
     problems: list[str] = []
     for text in overrides:
         try:

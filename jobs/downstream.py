@@ -44,6 +44,13 @@ def load_job(
         folder: What relative paths are relative to; the current directory when absent.
     """
     tree = read_tree(path)
+    if "dataset" in tree.values and "source" not in tree.values:
+        raise ConfigError(
+            [
+                f"{tree.place(('dataset',))}: this file makes a store (fieldmill run); a job that "
+                "reads one has a file of its own, with source: this file or the store's URL"
+            ]
+        )
     folder = folder or os.getcwd()
     problems: list[str] = []
     _spell_out_source(tree)
@@ -141,8 +148,8 @@ def _complete_source(tree: Tree, path: str, folder: str) -> list[str]:
 def absolute(job: Job, folder: str) -> Job:
     """The job with its relative local paths made absolute."""
     dumped = job.model_dump(mode="json")
-    for name in ("source", "store"):
-        url = dumped[name]["url"]
+    for name in ("source", "store", "prepared"):
+        url = (dumped.get(name) or {"url": "://"})["url"]
         if "://" not in url:
             dumped[name]["url"] = os.path.abspath(os.path.join(folder, os.path.expanduser(url)))
     return type(job).model_validate(dumped)

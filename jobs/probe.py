@@ -18,6 +18,7 @@ AnyJob = TypeVar("AnyJob", ProbeJob, SegmentJob)
 def do_probe(arguments: argparse.Namespace) -> int:
     job = _with_prepared(load_job(arguments.run_file, arguments.overrides, ProbeJob))
     with stopping() as stop:
+        _refuse_store_of_rows(job)
         ensure_source(job, stop)
         from pipeline.downstream.probe import HEADER, open_probe, report_lines, run_probe
 
@@ -37,6 +38,7 @@ def do_probe(arguments: argparse.Namespace) -> int:
 def do_segment(arguments: argparse.Namespace) -> int:
     job = _with_prepared(load_job(arguments.run_file, arguments.overrides, SegmentJob))
     with stopping() as stop:
+        _refuse_store_of_rows(job)
         ensure_source(job, stop)
         from pipeline.downstream.segment import HEADER, open_segment, report_lines, run_segment
 
@@ -49,6 +51,18 @@ def do_segment(arguments: argparse.Namespace) -> int:
     text.say(text.table(list(report_lines(report)), header=HEADER))
     _finish(report, f"{job.store.url.rstrip('/')}/segment.json")
     return 0
+
+
+def _refuse_store_of_rows(job: AnyJob) -> None:
+    """Raises ValueError where a report would lie inside a store of rows."""
+    from jobs.driver import exists
+    from pipeline.storage import open_objects
+    from pipeline.store import load_plan
+
+    if exists(job.store) and load_plan(open_objects(job.store)) is not None:
+        raise ValueError(
+            f"store: {job.store.url} is a store of rows; a report needs a folder of its own"
+        )
 
 
 def _worked(job: AnyJob, task: Callable[..., dict[str, Any]], stop: Stop) -> dict[str, Any]:

@@ -241,6 +241,14 @@ class SampleQuality(Schema):
     dimensions: int = Field(20, ge=2)
     """Principal components of `pca`."""
 
+    @model_validator(mode="after")
+    def _neighbors_among_rows(self) -> SampleQuality:
+        if self.rows and self.neighbors >= self.rows:
+            raise ValueError(
+                f"neighbors: {self.neighbors} of {self.rows} rows that are compared; take fewer"
+            )
+        return self
+
 
 class Job(Schema):
     """What every downstream run file has."""

@@ -9,8 +9,10 @@ import pytest
 import yaml
 
 from jobs.config import all_keys, load_run
+from jobs.downstream import load_job
 from jobs.tree import ConfigError
 from pipeline.methods import configure
+from schemas.downstream import METHODS, PriorJob, SampleQuality
 from schemas.run import ImageIngest, ingest_keys
 
 GOOD = """\
@@ -96,6 +98,16 @@ def test_key_of_another_section_is_found(write):
 def test_file_that_is_no_run_file(write, text, expected):
     found = problems(write(text))
     assert any(expected in line for line in found), found
+
+
+def test_file_of_another_verb_is_told_from_a_run_file(write):
+    path = write("name: p\nsource: codes.zarr\nmethod: gaussian\nstore: p.zarr\n")
+    (line,) = problems(path)
+    assert line.startswith("RUN:2: this file reads a finished store")
+    path = write(GOOD)
+    with pytest.raises(ConfigError, match="this file makes a store") as caught:
+        load_job(path, (), PriorJob, methods=METHODS)
+    assert len(caught.value.problems) == 1
 
 
 def test_aliases_that_multiply_are_refused_before_they_grow(write):
@@ -290,3 +302,9 @@ def test_a_later_key_beats_the_preset_that_sets_it(write, monkeypatch):
     text = GOOD.replace("{name: siren}", "{name: siren, preset: inpaint, prior: none}")
     run = load_run(write(text))
     assert configure("siren", "inpaint", run.method.settings()).prior == "none"
+
+
+def test_neighbors_are_fewer_than_the_rows_that_are_compared():
+    with pytest.raises(ValueError, match="neighbors: 50 of 9 rows"):
+        SampleQuality(rows=9, neighbors=50)
+    assert SampleQuality(rows=0, neighbors=50).rows == 0  # nothing is compared
