@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from schemas.base import Schema
 
@@ -19,14 +19,31 @@ LEAST_PHASE = 2.0
 thousandth of a wave."""
 
 
+HUGE = 1e50
+"""Largest number of a problem, and its inverse the smallest of those above 0: their powers and
+quotients can be computed with."""
+
+
+def _no_claim(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+Claim = BeforeValidator(_no_claim)
+Number = Annotated[float, Claim, Field(ge=-HUGE, le=HUGE)]
+"""A text may hold it: to YAML 1e-3 is one."""
+Positive = Annotated[float, Claim, Field(gt=0, le=HUGE)]
+
+
 class Source(Schema):
     """A Gaussian: of a Helmholtz equation its source, of a wave equation where it starts."""
 
-    at: tuple[float, ...]
+    at: tuple[Number, ...]
     """Center, one number an axis, inside the domain."""
-    variance: float = Field(gt=0)
+    variance: Positive
     """Square of the standard deviation along each axis, in squared units of the domain."""
-    amplitude: float | tuple[float, float] = 1.0
+    amplitude: Number | tuple[Number, Number] = 1.0
     """Helmholtz: its integral, complex as (real, imaginary). Wave: the height of its peak."""
 
 
@@ -36,16 +53,16 @@ class Problem(Schema):
     equation: Equation
     dimension: Literal[1, 2]
     """Axes of space."""
-    domain: float = Field(1.0, gt=0)
+    domain: Positive = 1.0
     """Half width of the box."""
     sources: tuple[Source, ...] = Field(min_length=1)
-    speed: float | tuple[float, ...] | tuple[tuple[float, ...], ...] = 1.0
+    speed: Number | tuple[Number, ...] | tuple[tuple[Number, ...], ...] = 1.0
     """Of waves: one number, or its values at evenly spaced nodes from one side of the box to the
     other (first axis x), linear in between and constant beyond. Helmholtz: relative, the wave
     number at a place is wavenumber / speed."""
-    wavenumber: float | None = Field(None, gt=0)
+    wavenumber: Positive | None = None
     """Helmholtz: k in laplacian(u) + (k / speed)^2 u = source, in radians a unit."""
-    duration: float | None = Field(None, gt=0)
+    duration: Positive | None = None
     """Wave: u_tt = speed^2 laplacian(u) from t = 0, at rest, to here."""
 
     @field_validator("speed")
@@ -55,6 +72,8 @@ class Problem(Schema):
         wrong = [v for v in values if not v > 0]
         if wrong:
             raise ValueError(f"a speed is {wrong[0]:g}; all must be above 0")
+        if min(values) < 1 / HUGE:
+            raise ValueError(f"a speed is {min(values):g}; {1 / HUGE:g} is the least")
         if isinstance(speed, tuple) and len(speed) < 2:
             raise ValueError("a grid of speeds needs at least 2 nodes an axis")
         rows = speed if isinstance(speed, tuple) else ()
@@ -73,7 +92,15 @@ class Problem(Schema):
             raise ValueError(
                 f"{other}: {getattr(self, other):g} means nothing to a {self.equation} equation"
             )
+        for name in ("domain", "wavenumber", "duration"):
+            value = getattr(self, name)
+            if value is not None and value < 1 / HUGE:
+                raise ValueError(f"{name}: {value:g}; {1 / HUGE:g} is the least")
         for i, source in enumerate(self.sources):
+            if source.variance < 1 / HUGE:
+                raise ValueError(
+                    f"sources.{i}.variance: {source.variance:g}; {1 / HUGE:g} is the least"
+                )
             if len(source.at) != self.dimension:
                 raise ValueError(
                     f"sources.{i}.at: {list(source.at)} has {len(source.at)} numbers; the "
@@ -171,15 +198,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _words(error: Any) -> str:
     """One error of pydantic: key, value, reason."""
-    types = ("float", "tuple[float, ...]", "tuple[float, float]", "tuple[tuple[float, ...], ...]")
-    place = ".".join(str(p) for p in error["loc"] if p not in types)
+    types = ("float", "tuple[", "constrained-float", "function-")  # branches of a union
+    place = ".".join(str(p) for p in error["loc"] if not str(p).startswith(types))
     reason = error["msg"].removeprefix("Value error, ")
     value = error["input"]
-    plain = isinstance(value, str | int | float) and not isinstance(value, bool)
+    plain = isinstance(value, str | int | float)
     if error["type"] == "missing":
         return f"{place}: is missing"
     if error["type"] == "extra_forbidden":
         return f"{place}: {value!r} is no key of a problem"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{place}: {value} is not a number"
-    return f"{place}: {value!r}: {reason}" if place and plain else f"{place}: {reason}".lstrip(": ")
+    value = str(value)[:40] + "..." if isinstance(value, int) and value > HUGE else repr(value)
+    return f"{place}: {value}: {reason}" if place and plain else f"{place}: {reason}".lstrip(": ")

@@ -275,6 +275,10 @@ class PointIngest(CommonIngest):
     max_points: int = Field(50_000_000, ge=1)
 
 
+ANSWER = 2**22
+"""Most values of an answer, or of a medium, that is kept beside an equation."""
+
+
 class EquationIngest(CommonIngest):
     """Boundary value problems, one a file, with their answers on a grid for evaluation."""
 
@@ -289,8 +293,21 @@ class EquationIngest(CommonIngest):
     time); absent: 256 in one dimension, 64 in two."""
     medium: int = Field(33, ge=2)
     """Nodes an axis on which speeds are kept; the answer is that of the medium so kept."""
-    sources: int = Field(8, ge=1)
+    sources: int = Field(8, ge=1, le=1024)
     """Most sources of a problem."""
+
+    @model_validator(mode="after")
+    def _grids_that_fit(self) -> EquationIngest:
+        times = self.reference // 4 + 1 if self.reference and self.equation == "wave" else 1
+        grids = {"reference": (self.reference or 0) + 1, "medium": self.medium}
+        for name, side in grids.items():
+            values = side**self.dimension * (times if name == "reference" else 1)
+            if values > ANSWER:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} is a grid of {values:,} values a problem; "
+                    f"{ANSWER:,} are the most"
+                )
+        return self
 
 
 INGEST = {

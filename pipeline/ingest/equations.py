@@ -110,7 +110,9 @@ def scaled(problem: Problem, medium: int) -> Scaled:
         strength = strength * scale ** (d - 2)
     if not (math.isfinite(amplitude) and amplitude > 1e-30):
         raise RejectedSample(
-            Code.DEGENERATE, f"the sources are too wide for the waves: they send out {amplitude:g}"
+            Code.DEGENERATE,
+            f"sources: a variance down to {min(s.variance for s in problem.sources):g} is too wide "
+            f"for the waves (wavenumber {problem.wavenumber}): they send out {amplitude:g}",
         )
     return Scaled(
         equation=problem.equation,

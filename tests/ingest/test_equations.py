@@ -42,6 +42,11 @@ BAD = [
     ({"duration": 1.0}, "duration: 1 means nothing"),
     ({"domain": 0.1}, "too few for the absorbing layer"),
     ({"bogus": 1}, "bogus: 1 is no key"),
+    ({"wavenumber": True}, "wavenumber: True: true and false are no numbers"),
+    ({"wavenumber": 10**400}, r"wavenumber: 10*\.\.\.: "),
+    ({"domain": 1e300}, r"domain: 1e\+300"),
+    ({"speed": 1e-300}, "a speed is 1e-300; 1e-50 is the least"),
+    ({"sources": [{"at": [0.0], "variance": 1e-80}]}, "sources.0.variance: 1e-80"),
 ]
 
 
@@ -60,6 +65,26 @@ def values(columns):
 def test_a_bad_value_is_named_with_its_key(change, words):
     with pytest.raises(ValueError, match=words):
         read_problem(json.dumps({**LINE, **change}).encode(), False)
+
+
+def test_a_number_of_yaml_that_it_takes_for_a_text_is_one():
+    text = "{equation: wave, dimension: 1, duration: 4e-1, sources: [{at: [0], variance: 1e-2}]}"
+    assert read_problem(text.encode(), True).sources[0].variance == 0.01
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"reference": 10**9},
+        {"reference": 4096, "dimension": 2},
+        {"reference": 8192, "equation": "wave"},
+        {"medium": 5000, "dimension": 2},
+    ],
+)
+def test_grids_that_no_memory_holds_are_refused_with_the_key(keys):
+    """Before a file is read: they were tried, minutes a problem, and blamed on it."""
+    with pytest.raises(ValueError, match=f"{next(iter(keys))}: .* values a problem; 4,194,304 are"):
+        EquationIngest(**keys)
 
 
 def test_waves_that_nothing_determines_or_of_another_kind_are_refused():
