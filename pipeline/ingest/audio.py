@@ -61,16 +61,23 @@ def sound_columns(
     if not np.isfinite(amplitude).all():
         bad = int((~np.isfinite(amplitude)).sum())
         raise RejectedSample(Code.NAN_INPUT, f"{bad} of {amplitude.size} amplitudes are not finite")
+    mixed = f", mixed from {amplitude.shape[1]} channels" if amplitude.shape[1] > 1 else ""
     if ingest.channels == "mono":
         amplitude = amplitude.mean(1, keepdims=True)
+    else:
+        mixed = ""
     if len(amplitude) == 1:
         raise RejectedSample(Code.DEGENERATE, "a sound of one time step")
     loudest = float(np.abs(amplitude - amplitude.mean(0)).max())
     if loudest <= 10 ** (ingest.silence_db / 20):
         level = "no amplitude" if loudest == 0 else f"{20 * np.log10(loudest):.0f} dB"
+        part = ""
+        if ingest.seconds is not None:
+            part = f" in the {len(amplitude) / rate:g} s from its {ingest.at}{mixed}"
         raise RejectedSample(
             Code.DEGENERATE,
-            f"silent: {level} besides its mean; ingest.silence_db is {ingest.silence_db:g}",
+            f"silent: {level} besides its mean{part or mixed}; ingest.silence_db is "
+            f"{ingest.silence_db:g}",
         )
     highest = float(np.abs(amplitude).max())
     if ingest.normalize == "none" and highest > 1:

@@ -6,6 +6,7 @@ Fits pixels, projections (computed tomography) or a choice of frequencies (magne
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -42,7 +43,7 @@ class Config(Schema):
     operator: Literal["pixels", "radon", "fourier"] = "pixels"
     """What is measured of a picture: its pixels; projections (CT); some of its frequencies (MRI).
     Projections and frequencies are of the whole picture; no pixel is seen."""
-    angles: int = Field(20, ge=1)
+    angles: int = Field(20, ge=1, le=1024)
     """radon: directions over half a turn (supplement: 20)."""
     share: float = Field(0.25, gt=0, le=1)
     """fourier: share of the frequencies that is measured, the low ones more often."""
@@ -109,6 +110,9 @@ def build(config: Config, form: FormSpec) -> Method:
         return {"color": bound(coords)}
 
     size = Size(pixels=0, picture=True)
+    if config.operator == "fourier":  # of fewer pixels the share is less than one frequency
+        side = math.ceil(config.share**-0.5)
+        size = Size(pixels=0, picture=True, least=(side, side))
     if operator is None:
         few = config.pixels
         size = Size(pixels=ALL, most=2048) if few is None else Size(pixels=few)

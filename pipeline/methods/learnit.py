@@ -34,7 +34,7 @@ class Config(Schema):
     """What is seen of a picture: pixels, or its projections (CT; no pixel is seen)."""
     network: Literal["sine", "fourier"] = "sine"
     """Sine layers, named as those of `siren`; or ReLU layers behind Fourier features (CT)."""
-    angles: int = Field(20, ge=1)
+    angles: int = Field(20, ge=1, le=1024)
     """radon: directions over half a turn (authors' code: 20)."""
     width: int = Field(64, ge=1)
     """Units of a hidden layer (authors' code: 256)."""

@@ -128,6 +128,9 @@ BAD = {  # name: (bytes, code, words)
     "silent.wav": (sound(0 * TONE), Code.DEGENERATE, "silent: no amplitude"),
     "hum.flac": (sound(TONE * 1e-3, kind="FLAC"), Code.DEGENERATE, "silent: -66 dB"),
     "offset.wav": (sound(0 * TONE + 0.5), Code.DEGENERATE, "silent"),
+    "against.wav": (
+        sound(np.stack([TONE, -TONE], 1)), Code.DEGENERATE, "mixed from 2 channels",
+    ),
     "nan.wav": (
         sound(np.where(T < 0.01, np.nan, TONE), subtype="FLOAT"), Code.NAN_INPUT, "80 of 4000",
     ),
@@ -146,6 +149,12 @@ BAD = {  # name: (bytes, code, words)
     "picture.wav": (encoded(picture(0)), Code.DECODE, "not a sound"),
     "long.wav": (sound(np.tile(TONE, 3)), Code.TOO_LARGE, "max_samples is 9000"),
 }  # fmt: skip
+
+
+def test_a_silent_part_of_a_sound_is_told_to_be_a_part():
+    with pytest.raises(RejectedSample, match=r"in the 0\.25 s from its start"):
+        decoded(sound(np.r_[0 * TONE, TONE]), seconds=0.25)
+    assert decoded(sound(np.r_[0 * TONE, TONE]), seconds=0.25, at="middle")[0]["length"] == 2000
 
 
 def test_every_bad_file_is_a_row_with_a_code_and_a_sentence(tmp_path):

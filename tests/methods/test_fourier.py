@@ -100,3 +100,14 @@ def test_encodings_have_the_frequencies_of_the_paper(encoding, inputs):
     if encoding == "positional":
         highest = method.model.encoding.frequencies.max()
         assert highest == pytest.approx(2**5 - 1)
+
+
+def test_a_share_of_less_than_one_frequency_is_refused_and_not_fitted_to_nothing():
+    samples = load_samples(picture_table([(9, 9)], held_out=0.0), "images")
+    settings = {**SMALL, "operator": "fourier", "share": 0.01, "steps": 2}
+    method = methods.build("fourier", methods.configure("fourier", settings=settings), samples.form)
+    with pytest.raises(ValueError, match="9 x 9 pixels; 10 x 10 at least"):
+        fit_rows(method, start_shared(method, 0), samples, seed=0)
+    for name in ("fourier", "learnit"):
+        with pytest.raises(ValueError, match="angles"):
+            methods.configure(name, settings={"angles": 100_000})
