@@ -66,7 +66,7 @@ def by_class(
     """Positions in `index` that may share a batch of everything that is drawn."""
     if not drawn:
         return [torch.arange(len(index))]
-    classes = torch.cat([samples.shape_classes(*of) for of in drawn], 1)[index]
+    classes = torch.cat([samples.shape_classes(*of)[index] for of in drawn], 1)
     _, members = torch.unique(classes, dim=0, return_inverse=True)
     return [torch.nonzero(members == kind)[:, 0] for kind in range(int(members.max()) + 1)]
 
