@@ -142,6 +142,23 @@ class ImageIngest(CommonIngest):
     held_out: float = Field(0.05, ge=0, lt=1)
     """Share of pixels set apart for evaluation, never drawn in fitting."""
 
+    @model_validator(mode="after")
+    def _resolution_that_fits(self) -> ImageIngest:
+        _refuse_larger(self.resolution, 1, "max_pixels", self.max_pixels)
+        return self
+
+
+def _refuse_larger(
+    resolution: int | tuple[int, int] | None, pictures: int, name: str, most: int
+) -> None:
+    """Raises ValueError where every sample would become larger than what a key allows."""
+    if resolution is None:
+        return
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    if pictures * height * width > most:
+        count = f"{pictures} frames of " if pictures > 1 else ""
+        raise ValueError(f"resolution: {count}{height} x {width} pixels; {name} is {most}")
+
 
 class AudioIngest(CommonIngest):
     """Sounds as amplitudes in [-1, 1], 16 bits, at one rate."""
@@ -201,6 +218,11 @@ class VideoIngest(CommonIngest):
     def _one_pace(self) -> VideoIngest:
         if self.fps is not None and self.stride != 1:
             raise ValueError(f"fps: {self.fps:g} and stride: {self.stride} both choose the frames")
+        return self
+
+    @model_validator(mode="after")
+    def _resolution_that_fits(self) -> VideoIngest:
+        _refuse_larger(self.resolution, 2, "max_voxels", self.max_voxels)  # two frames at least
         return self
 
 

@@ -88,7 +88,7 @@ def _chosen(
     claimed = source.claimed
     if claimed is not None and ingest.frames is None and claimed > ingest.max_frames:
         raise _too_many(str(claimed), ingest)
-    wanted, kept, shape, seen = first, 0, None, 0
+    wanted, kept, seen = first, 0, 0
     for number, frame in enumerate(source.frames()):
         seen = number + 1
         if seen > ingest.max_frames:
@@ -101,16 +101,15 @@ def _chosen(
             )
         if number < wanted:
             continue
-        picture = _reduced(frame, ingest)
-        shape = picture.shape
         kept += 1
-        if kept * shape[0] * shape[1] > ingest.max_voxels:
+        height, width = _size(ingest) or frame.shape[:2]
+        if kept * height * width > ingest.max_voxels:
             raise RejectedSample(
                 Code.TOO_LARGE,
-                f"more than {kept - 1} frames of {shape[1]} x {shape[0]} pixels; "
+                f"more than {kept - 1} frames of {width} x {height} pixels; "
                 f"ingest.max_voxels is {ingest.max_voxels}",
             )
-        yield picture
+        yield _reduced(frame, ingest)
         wanted = first + int(kept * pace + 1e-9)
         if kept == ingest.frames:
             return
@@ -124,11 +123,14 @@ def _chosen(
 
 def _reduced(frame: UInt8[np.ndarray, "h w c"], ingest: VideoIngest) -> np.ndarray:
     picture = recolor(opaque(frame, ingest.background), ingest.color)
-    if ingest.resolution is None:
-        return picture
+    size = _size(ingest)
+    return picture if size is None else area_average(central_crop(picture, *size), *size)
+
+
+def _size(ingest: VideoIngest) -> tuple[int, int] | None:
+    """Height and width that frames are brought to; None: they stay as they are."""
     size = ingest.resolution
-    height, width = (size, size) if isinstance(size, int) else size
-    return area_average(central_crop(picture, height, width), height, width)
+    return (size, size) if isinstance(size, int) else size
 
 
 def _too_many(count: str, ingest: VideoIngest) -> RejectedSample:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from typing import Any
 
 from pipeline.ingest.prepared import Prepared
@@ -125,9 +126,11 @@ def training_rows(
             f"{list(run.train.splits)}: {sample} {why}"
         )
     if not chosen:
+        first = "" if run.limit is None else f"first {run.limit} samples of the "
+        counts = dict(Counter(rows["split"].to_pylist()))
         raise ValueError(
-            f"no sample is in the splits {list(run.train.splits)} that train; "
-            f"the prepared dataset has {prepared.meta.splits}"
+            f"no sample is in the splits {list(run.train.splits)} that train; the {first}prepared "
+            f"dataset has {counts}: take more samples, or set train.splits or dataset.split"
         )
     return chosen, left_out
 

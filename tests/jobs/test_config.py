@@ -308,3 +308,11 @@ def test_neighbors_are_fewer_than_the_rows_that_are_compared():
     with pytest.raises(ValueError, match="neighbors: 50 of 9 rows"):
         SampleQuality(rows=9, neighbors=50)
     assert SampleQuality(rows=0, neighbors=50).rows == 0  # nothing is compared
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [("images", "30000 x 30000 pixels"), ("video", "2 frames of 30000 x 30000")]
+)
+def test_a_resolution_that_no_sample_could_have_is_refused(write, kind, word):
+    (line,) = problems(write(GOOD.replace("images", kind)), "ingest.resolution=30000")
+    assert word in line

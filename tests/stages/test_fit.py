@@ -88,6 +88,8 @@ def test_pictures_of_several_sizes_train_together_and_too_small_ones_get_a_reaso
     assert "needs 8 x 8" in failed["message"]
     assert [line["status"] for line in lines.values()] == [RowStatus.OK] * 8
 
+    assert main(["run", path, "train.splits=[val]", f"store={tmp_path / 'a.zarr'}"]) == 2
+    assert "prepared dataset has {'train': 9}: take more" in capfd.readouterr().err
     # Where none is large enough nothing is trained, and that is told before it is tried.
     assert main(["run", path, "method.height=99", f"store={tmp_path / 'b.zarr'}"]) == 2
     assert "can train on none of the 9 samples" in capfd.readouterr().err
