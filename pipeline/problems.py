@@ -44,6 +44,17 @@ def form_of_problems(table: pa.Table) -> FormSpec:
     return FormSpec(kind="equations", equation=equation, dims=d + waves, channels=1 if waves else 2)
 
 
+def require_equation(equation: str, form: FormSpec) -> None:
+    """Refuses data that the method of an equation, which has its name, can make nothing of."""
+    if form.kind != "equations":
+        raise ValueError(f"{equation} solves equations; this dataset has {form.kind}")
+    if form.equation != equation:
+        raise ValueError(
+            f"{equation} solves {equation} equations; this dataset has {form.equation} equations: "
+            f"try method '{form.equation}', or ingest.equation: {equation}"
+        )
+
+
 def load_problems(table: pa.Table) -> Problems:
     """The problems of a prepared table."""
     media = {tuple(m) for m in table["medium"].to_pylist()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
-from pipeline.fields.activations import Activation, Identity, Sine
+from pipeline.fields.activations import Activation, Identity, Sine, Tanh
 from pipeline.fields.initializers import Uniform
-from pipeline.fields.mlp import Layer
+from pipeline.fields.mlp import MLP, Layer
 
 
 def sine_layers(
@@ -36,3 +37,21 @@ def sine_layers(
         "bias": Uniform(1 / math.sqrt(width)),
     }
     return [*table, Layer(outputs, last or Identity(), start)]
+
+
+def sine_or_tanh(
+    activation: Literal["sine", "tanh"],
+    inputs: int,
+    width: int,
+    depth: int,
+    outputs: int,
+    *,
+    omega_first: float,
+    omega_hidden: float,
+) -> MLP:
+    """A network of `sine_layers`, or of tanh layers of the same sizes, started as PyTorch starts
+    them: the smooth network with which the paper compares where derivatives are fitted."""
+    if activation == "tanh":
+        return MLP(inputs, [*[Layer(width, Tanh()) for _ in range(depth)], Layer(outputs)])
+    omegas = {"omega_first": omega_first, "omega_hidden": omega_hidden}
+    return MLP(inputs, sine_layers(inputs, width, depth, outputs, **omegas))

@@ -4,7 +4,7 @@ from the equation alone in a box with an absorbing layer (Sitzmann et al. 2020, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -49,8 +49,12 @@ class Config(Schema):
     squares in hundreds of steps what they do not in thousands from absolute values."""
     rate: float = Field(1e-3, gt=0)
     """Learning rate of Adam, falling to a hundredth (authors' code: 2e-5, constant)."""
+    clip: float | None = Field(None, gt=0)
+    """Gradients of a row longer than this are scaled back to it; absent: none."""
     steps: int = Field(600, ge=1)
     """Steps a problem (authors' code: 50,000)."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("clip",)
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
@@ -65,35 +69,19 @@ def build(config: Config, form: FormSpec) -> Method:
     """A network from x (, y) to the real and the imaginary part of a wave."""
     import torch
 
-    from pipeline.fields.activations import Tanh
     from pipeline.fields.jets import jets
-    from pipeline.fields.mlp import MLP, Layer
-    from pipeline.fields.sine import sine_layers
+    from pipeline.fields.sine import sine_or_tanh
     from pipeline.fitting.method import Descend, Field, PerSample, Phase
     from pipeline.fitting.optimizers import Adam
     from pipeline.fitting.schedules import Cosine
-    from pipeline.objectives.waves import gaussians, helmholtz_of, places_near, speeds_at
+    from pipeline.objectives.waves import gaussians, helmholtz_of, places_near, size_of, speeds_at
+    from pipeline.problems import require_equation
     from pipeline.samples import Size
 
-    if form.kind not in KINDS:
-        raise ValueError(f"helmholtz solves equations; this dataset has {form.kind}")
-    if form.equation != "helmholtz":
-        raise ValueError(
-            f"helmholtz solves Helmholtz equations; this dataset has {form.equation} equations: "
-            "try method 'wave', or ingest.equation: helmholtz"
-        )
+    require_equation("helmholtz", form)
     d, near = form.dims, max(1, round(config.points * config.near))
-    layers = sine_layers(
-        d,
-        config.width,
-        config.depth,
-        2,
-        omega_first=config.omega_first,
-        omega_hidden=config.omega_hidden,
-    )
-    if config.activation == "tanh":
-        layers = [*[Layer(config.width, Tanh()) for _ in range(config.depth)], Layer(2)]
-    model = MLP(d, layers)
+    omegas = {"omega_first": config.omega_first, "omega_hidden": config.omega_hidden}
+    model = sine_or_tanh(config.activation, d, config.width, config.depth, 2, **omegas)
 
     def loss(bound, batch, draw):
         problem = batch.problem
@@ -110,7 +98,7 @@ def build(config: Config, form: FormSpec) -> Method:
         )
         off = found - gaussians(coords, *sources, density=True)
         off = off / problem.wavenumber[:, None, None].square()
-        error = (off.square() if config.norm == "square" else off.abs()).sum(-1)
+        error = size_of(off, config.norm).sum(-1)
         return {
             "equation": error[:, near:].mean(1),
             "source": config.source * error[:, :near].mean(1),
@@ -123,7 +111,7 @@ def build(config: Config, form: FormSpec) -> Method:
     phase = Phase(
         steps=config.steps,
         size=Size(pixels=0, places=config.points),
-        updates=(Descend(loss, {"": Adam(rate)}),),
+        updates=(Descend(loss, {"": Adam(rate, clip=config.clip)}),),
     )
     field = Field(
         method="helmholtz",

@@ -4,7 +4,7 @@ equation and the start alone (Sitzmann et al. 2020, sec. 4.4).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -51,8 +51,12 @@ class Config(Schema):
     """Of residuals (authors' code: absolute)."""
     rate: float = Field(2e-3, gt=0)
     """Learning rate of Adam, falling to a hundredth (authors' code: 2e-5, constant)."""
+    clip: float | None = Field(None, gt=0)
+    """Gradients of a row longer than this are scaled back to it; absent: none."""
     steps: int = Field(1000, ge=1)
     """Steps a problem (authors' code: 100,000)."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("clip",)
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
@@ -67,39 +71,20 @@ def build(config: Config, form: FormSpec) -> Method:
     """A network from t and x (, y) to the height of a wave."""
     import torch
 
-    from pipeline.fields.activations import Tanh
     from pipeline.fields.jets import jets
-    from pipeline.fields.mlp import MLP, Layer
-    from pipeline.fields.sine import sine_layers
+    from pipeline.fields.sine import sine_or_tanh
     from pipeline.fitting.method import Descend, Field, PerSample, Phase
     from pipeline.fitting.optimizers import Adam
     from pipeline.fitting.schedules import Cosine, Ramp
-    from pipeline.objectives.waves import gaussians, places_near, speeds_at
+    from pipeline.objectives.waves import gaussians, places_near, size_of, speeds_at
+    from pipeline.problems import require_equation
     from pipeline.samples import Size
 
-    if form.kind not in KINDS:
-        raise ValueError(f"wave solves equations; this dataset has {form.kind}")
-    if form.equation != "wave":
-        raise ValueError(
-            f"wave solves wave equations; this dataset has {form.equation} equations: try method "
-            "'helmholtz', or ingest.equation: wave"
-        )
+    require_equation("wave", form)
     d, first = form.dims - 1, max(2, round(config.points * config.first))
-    layers = sine_layers(
-        1 + d,
-        config.width,
-        config.depth,
-        1,
-        omega_first=config.omega_first,
-        omega_hidden=config.omega_hidden,
-    )
-    if config.activation == "tanh":
-        layers = [*[Layer(config.width, Tanh()) for _ in range(config.depth)], Layer(1)]
-    model = MLP(1 + d, layers)
+    omegas = {"omega_first": config.omega_first, "omega_hidden": config.omega_hidden}
+    model = sine_or_tanh(config.activation, 1 + d, config.width, config.depth, 1, **omegas)
     window = Ramp(0.0, 1.0, max(1, round(config.grow * config.steps)))
-
-    def size_of(off):
-        return off.square() if config.norm == "square" else off.abs()
 
     def loss(bound, batch, draw):
         problem = batch.problem
@@ -115,10 +100,11 @@ def build(config: Config, form: FormSpec) -> Method:
         speed = speeds_at(problem.speed, place, 1.0)
         off = second[:, :, 0, 0] - speed.square() * second[:, :, 0, 1:].sum(-1)
         start = value[:, :first] - gaussians(place[:, :first], *sources, density=False)
+        rest = slope[:, :first, 0, 0] * width.sqrt()
         return {
-            "equation": size_of(off * width).mean(1),
-            "initial": config.initial * size_of(start[..., 0]).mean(1),
-            "rest": config.rest * size_of(slope[:, :first, 0, 0] * width.sqrt()).mean(1),
+            "equation": size_of(off * width, config.norm).mean(1),
+            "initial": config.initial * size_of(start[..., 0], config.norm).mean(1),
+            "rest": config.rest * size_of(rest, config.norm).mean(1),
         }
 
     def read(bound, coords):
@@ -128,7 +114,7 @@ def build(config: Config, form: FormSpec) -> Method:
     phase = Phase(
         steps=config.steps,
         size=Size(pixels=0, places=config.points),
-        updates=(Descend(loss, {"": Adam(rate)}),),
+        updates=(Descend(loss, {"": Adam(rate, clip=config.clip)}),),
     )
     field = Field(
         method="wave",

@@ -5,6 +5,8 @@ Helmholtz fields are complex: two channels, real and imaginary part, in this ord
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -169,6 +171,13 @@ def places_near(
     center = at.gather(1, which[..., None].expand(-1, -1, d))
     width = variance.gather(1, which).sqrt()[..., None] * reach
     return (center + (draw.uniform("near", count, d) * 2 - 1) * width).clamp(-1, 1)
+
+
+def size_of(
+    residual: Float[Tensor, "*shape"], norm: Literal["square", "absolute"]
+) -> Float[Tensor, "*shape"]:
+    """What of a residual is minimized: its square, or its absolute value."""
+    return residual.square() if norm == "square" else residual.abs()
 
 
 def gaussian_source(
