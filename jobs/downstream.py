@@ -232,14 +232,14 @@ def work(job: Job, task: Work, stop: Stop) -> dict[str, Any]:
 
 def _together(job: Job, task: Work) -> dict[str, Any]:
     """A group of Ray Train workers; one that loses a member starts again from its checkpoint."""
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     from jobs import cluster
     from pipeline.store import leave_nonce
 
     resources = job.resources
-    ours = cluster.connect(resources)
+    ours = cluster.connect(resources)  # before ray.train, which reads the cluster's token
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
     gpu = bool(resources.gpus)
     each: dict[str, float] = {"CPU": resources.cores}
     if gpu:
