@@ -176,9 +176,11 @@ def _export(verb: argparse.ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="out.ply, .obj, .glb, .png; .npy of waves; .wav, .flac of sounds; .gif, .webp, "
-        ".mp4 of videos (.png: animated)",
+        ".mp4 of videos (.png: animated); .npz: weights or latents by name",
     )
-    verb.add_argument("--resolution", type=_positive, help="cells an axis, or pixels of the height")
+    verb.add_argument(
+        "--resolution", type=_positive, help="cells an axis, or pixels of the longer side"
+    )
 
 
 def _job(verb: argparse.ArgumentParser) -> None:

@@ -154,7 +154,7 @@ def chosen(columns: Any, wanted: list[RowStatus]) -> np.ndarray:
 
 
 EXPORTS = (
-    *(".ply", ".obj", ".glb", ".png", ".npy"),
+    *(".ply", ".obj", ".glb", ".png", ".npy", ".npz"),
     *(".wav", ".flac", ".gif", ".webp", ".mp4"),
 )
 

@@ -19,6 +19,15 @@ from schemas.base import Location
 
 MESHES = (".ply", ".obj", ".glb")
 SUFFIXES = (*MESHES, ".png", ".npz", ".npy", *SOUNDS, *(s for s in VIDEOS if s != ".png"))
+MOST = {
+    **dict.fromkeys(MESHES, 1024),
+    **dict.fromkeys(VIDEOS, 4096),
+    ".png": 16_384,
+    ".npy": 16_384,
+    ".npz": 0,
+    **dict.fromkeys(SOUNDS, 0),
+}
+"""Largest resolution: beyond, a row takes gigabytes. 0: it has none."""
 
 
 def export(
@@ -51,6 +60,12 @@ def export(
     if suffix not in SUFFIXES:
         raise ValueError(f"'{path.name}': cannot write '{suffix}'; known: {', '.join(SUFFIXES)}")
     number = store.row_number(row)
+    if resolution is not None and longer_side(resolution, 0) > MOST[suffix]:
+        raise ValueError(
+            f"resolution {resolution}: {MOST[suffix]} is the most of a {suffix}"
+            if MOST[suffix]
+            else f"resolution {resolution} has no effect on a {suffix}; remove it"
+        )
     if suffix in SOUNDS:
         data = sound_bytes(store.sound(number), suffix, original_units=original_units)
     elif suffix in VIDEOS and (store.kind == "video" or suffix != ".png"):

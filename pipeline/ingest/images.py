@@ -256,8 +256,14 @@ def _integers(pixels: np.ndarray) -> np.ndarray:
         if low < 0 or high > 1:
             raise RejectedSample(Code.DECODE, f"float pixels in [{low:g}, {high:g}], not in [0, 1]")
         return np.floor(pixels.astype(np.float64) * 65535 + 0.5).astype(np.uint16)
+    if kind not in "iu":
+        raise RejectedSample(
+            Code.DECODE,
+            f"{pixels.dtype} pixels: no real numbers; save what is to be fitted (of complex ones "
+            "the magnitude, say) as uint8, uint16, or floats in [0, 1]",
+        )
     low, high = int(pixels.min()), int(pixels.max())
-    if kind in "iu" and low >= 0 and high <= 255:
+    if low >= 0 and high <= 255:
         return pixels.astype(np.uint8)
     raise RejectedSample(
         Code.DECODE, f"{pixels.dtype} pixels in [{low}, {high}]; save them as uint8 or uint16"

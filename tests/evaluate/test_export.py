@@ -55,6 +55,14 @@ def test_parameters_are_named(pictures, spheres, tmp_path):
 
 def test_bad_requests_name_the_way_out(pictures, tmp_path):
     store = pictures.open()
+    for name, words in (
+        ("a.png", "resolution 100000: 16384 is the most of a .png"),
+        ("a.npz", "resolution 100000 has no effect on a .npz"),
+        ("a.wav", "resolution 100000 has no effect on a .wav"),
+        ("a.ply", "resolution 100000: 1024 is the most"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            export(store, 0, tmp_path / name, resolution=100_000)
     with pytest.raises(ValueError, match=r"cannot write '.stl'; known: .ply, .obj, .glb"):
         export(store, 0, tmp_path / "a.stl")
     with pytest.raises(ValueError, match=r"nearest: class1/0007.png"):

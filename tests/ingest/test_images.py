@@ -277,6 +277,8 @@ def test_raw_arrays_are_taken_as_pixels():
     assert of(np.array([[True, False]])).ravel().tolist() == [255, 0]
     assert of(np.array([[0.0, 1.0]])).dtype == np.uint16
     assert of(np.array([[3, 255]], np.int64)).dtype == np.uint8
+    with pytest.raises(RejectedSample, match="complex64 pixels: no real numbers"):
+        of(np.ones((2, 2), np.complex64))
     assert of(np.array([[1, 256]], ">u2")).ravel().tolist() == [1, 256]
     for bad, code in (
         (np.array([[np.nan]]), Code.NAN_INPUT),
