@@ -20,6 +20,7 @@ from jobs.config import (
 from jobs.train import record_key
 from jobs.tree import ConfigError, Tree, apply_override, read_tree
 from jobs.units import Stop, WorldError, one_line
+from jobs.workers import refuse_without_gpu
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.downstream import Computing, Job
@@ -146,12 +147,17 @@ def _complete_source(tree: Tree, path: str, folder: str) -> list[str]:
 
 
 def absolute(job: Job, folder: str) -> Job:
-    """The job with its relative local paths made absolute."""
+    """The job with relative local paths made absolute: workers stand in folders of their own."""
     dumped = job.model_dump(mode="json")
-    for name in ("source", "store", "prepared"):
-        url = (dumped.get(name) or {"url": "://"})["url"]
-        if "://" not in url:
-            dumped[name]["url"] = os.path.abspath(os.path.join(folder, os.path.expanduser(url)))
+    places = [(dumped["source"], "url"), (dumped["store"], "url")]
+    for location in (dumped.get("prepared"), dumped.get("labels", {}).get("masks")):
+        if location is not None:
+            places.append((location, "url"))
+    if dumped.get("evaluate", {}).get("features", "pca") not in ("pca", "classifier"):
+        places.append((dumped["evaluate"], "features"))
+    for values, name in places:
+        if "://" not in values[name]:
+            values[name] = os.path.abspath(os.path.join(folder, os.path.expanduser(values[name])))
     return type(job).model_validate(dumped)
 
 
@@ -186,6 +192,8 @@ def ensure_source(job: Job, stop: Stop) -> None:
     from jobs.run import STAGES, execute
     from pipeline.store.records import latest_final
 
+    if not job.resources.workers:
+        refuse_without_gpu(job.resources)
     source = Location(**job.source.location_fields())
     if exists(source) and latest_final(open_objects(source))[0] is not None:
         return

@@ -13,15 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
+from safetensors.numpy import load_file
 
+from benchmarks.two_parts import two_parts
 from jobs.cli import main
 from jobs.config import load_run
 from jobs.downstream import load_job
 from jobs.tree import ConfigError
+from pipeline.downstream.segment import run_segment
+from pipeline.downstream.training import Interrupted
 from pipeline.evaluate.opened import open_store
 from pipeline.storage import open_objects
 from schemas.base import Location
 from schemas.downstream import METHODS, GanJob, PriorJob, WassersteinGan
+from schemas.probing import SegmentJob
 from tests.downstream.small import code_store, rings
 from tests.jobs.pictures import write_pictures, write_run
 
@@ -250,3 +256,76 @@ def test_two_workers_probe_what_one_process_probes(ray_nodes, tmp_path):
         assert not list((tmp_path / f"out{workers}").rglob("heads/*"))
     assert found[0]["linear"] == found[2]["linear"]
     assert found[0]["mlp"]["accuracy"] == pytest.approx(found[2]["mlp"]["accuracy"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "read"),
+    [
+        ({"labels": {"kind": "masks", "masks": "m"}}, lambda job: job.labels.masks.url),
+        ({"prepared": "m"}, lambda job: job.prepared.url),
+        ({"evaluate": {"features": "m"}, "method": "gaussian"}, lambda job: job.evaluate.features),
+    ],
+    ids=["masks", "prepared", "features"],
+)
+def test_paths_are_absolute_before_workers_see_them(tmp_path, keys, read):
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({"name": "a", "source": "s.zarr", "store": "o", **keys}))
+    model, methods = (PriorJob, METHODS) if "method" in keys else (SegmentJob, None)
+    assert read(load_job(str(path), [], model, methods=methods, folder="/here")) == "/here/m"
+
+
+@pytest.mark.ray
+def test_two_workers_end_the_segmentation_that_one_process_began(tmp_path):
+    """Heads that were finished, and the state of the one that was not, are what both go on from, in
+    a cluster that the command itself starts."""
+    random = np.random.default_rng(0)
+    for kind in ("pictures", "masks"):
+        (tmp_path / kind).mkdir()
+    for number in range(24):
+        for kind, values in zip(("pictures", "masks"), two_parts(random)):
+            Image.fromarray(values).save(tmp_path / kind / f"{number}.png")
+    run = write_run(
+        tmp_path,
+        dataset={"url": str(tmp_path / "pictures"), "kind": "images"},
+        ingest={"color": "gray"},
+        method={"name": "functa", "latent": 8, "width": 12, "depth": 2, "inner_pixels": 64,
+                "train_steps": 10, "batch": 8},
+        store=str(tmp_path / "parts.zarr"),
+        resources={"workers": 0},
+    )  # fmt: skip
+    assert main(["run", run]) in (0, 3)
+    values = {
+        "name": "parts",
+        "source": str(tmp_path / "parts.zarr"),
+        "labels": {"kind": "masks", "masks": str(tmp_path / "masks")},
+        "labelled": 5,
+        "test": ["train", "test"],
+        "points": 200,
+        "whole": False,
+        "train": {"steps": 30, "batch": 256, "checkpoint_s": 0.01},
+        "store": str(tmp_path / "one"),
+    }
+    whole = run_segment(SegmentJob.model_validate(values))
+    values |= {"store": str(tmp_path / "two"), "resources": {"workers": 2}}
+    stops = iter([False] * 40 + [True])
+    with pytest.raises(Interrupted):  # in the second head
+        run_segment(SegmentJob.model_validate(values), stop=lambda: next(stops))
+    heads = {head.name for head in (tmp_path / "two").rglob("heads/*.safetensors")}
+    assert "linear-on-features.safetensors" in heads
+    assert "linear-on-features-and-latent.checkpoint.safetensors" in heads
+    assert "linear-on-features-and-latent.safetensors" not in heads
+    path = tmp_path / "segment.yaml"
+    path.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "jobs.cli", "segment", str(path)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    found = json.loads((tmp_path / "two" / "segment.json").read_text())
+    assert not list((tmp_path / "two").rglob("heads/*"))
+    assert list(found["table"]) == list(whole["table"])
+    for name, figures in whole["table"].items():  # equal but for the order of sums
+        assert found["table"][name]["accuracy"] == pytest.approx(figures["accuracy"], abs=0.02)
+    one, two = (load_file(tmp_path / name / "head.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-3, atol=1e-4)
