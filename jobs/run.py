@@ -13,6 +13,7 @@ from jobs.config import load_run
 from jobs.driver import Driver
 from jobs.errors import GateFailed
 from jobs.units import stopping
+from jobs.workers import refuse_without_gpu
 from schemas.run import Run
 from schemas.store import PRIVATE
 
@@ -79,6 +80,8 @@ def execute(driver: Driver, names: tuple[str, ...]) -> Any:
 
     summary = None
     if names != ("ingest",):
+        if driver.local:
+            refuse_without_gpu(driver.run.resources)
         driver.refuse_other_run()
     if "ingest" in names:
         if len(names) > 1:

@@ -12,7 +12,7 @@ from jobs.units import Task
 from pipeline.storage import open_objects
 from pipeline.store import check_nonce
 from schemas.base import Location
-from schemas.run import Run
+from schemas.run import Resources, Run
 
 
 def limit_threads(cores: int) -> None:
@@ -102,6 +102,19 @@ class VerifyWorker:
         report = store.verify_unit(self.objects, task.unit)
         damaged = [asdict(damage) for damage in report.damaged]
         return {"damaged": damaged, "bytes": report.bytes}
+
+
+def refuse_without_gpu(resources: Resources) -> None:
+    """Raises ValueError where this process is to compute on a GPU and there is none."""
+    if not resources.gpus:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"resources.gpus: {resources.gpus:g}, but PyTorch ({torch.__version__}) finds none on "
+            "this machine; set resources.gpus=0, or resources.address of a cluster that has GPUs"
+        )
 
 
 def device_of(run: Run) -> str:

@@ -274,6 +274,16 @@ def test_the_plan_counts_what_is_in_containers(tmp_path, capsys):
     assert "613 samples to read" in capsys.readouterr().out
 
 
+def test_gpu_that_is_not_there_is_told_before_anything_starts(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    write_pictures(tmp_path / "pictures", count=2)
+    assert main(["run", write_run(tmp_path), "resources.gpus=1"]) == 2
+    assert "resources.gpus: 1, but PyTorch" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_bad_configuration_starts_nothing(tmp_path, capsys):
     write_pictures(tmp_path / "pictures")
     path = write_run(tmp_path)
