@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from pipeline.draw import Draw
@@ -55,6 +55,22 @@ class SolvedReadout:
             inverse, weighed = (t[:1].expand(n, *t.shape[1:]) for t in (inverse, weighed))
         solved = torch.bmm(inverse, torch.bmm(weighed, wanted))
         return {**rows, weight: solved[:, :-1].mT.contiguous(), bias: solved[:, -1].contiguous()}
+
+
+def complex_readout(
+    columns: Complex[Tensor, "n p f"],
+    wanted: Complex[Tensor, "n p"],
+    weight: Float[Tensor, "p"],
+    ridge: float = 1e-8,
+) -> Complex[Tensor, "n f"]:
+    """The x that bring `columns` x nearest to what is wanted, by weighed squares, in double
+    precision; `ridge` is relative to the mean of the squared columns."""
+    root = weight.to(torch.float64).sqrt()[:, None]
+    columns, wanted = columns.to(torch.complex128) * root, wanted[..., None] * root
+    gram = torch.bmm(columns.mH, columns)
+    size = gram.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None]
+    gram = gram + ridge * size * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return torch.linalg.solve(gram, torch.bmm(columns.mH, wanted))[..., 0]
 
 
 def by_place(coords: Float[Tensor, "n p d"]) -> Int[Tensor, "n p"]:

@@ -19,6 +19,8 @@ PAPER = "Sitzmann et al. 2020, NeurIPS, arXiv 2006.09661, sec. 4.3"
 KINDS = ("equations",)
 STRATEGY = "per sample"
 STORES = "params: the weights of one sine network a Helmholtz equation"
+MORE = 4
+"""Times the places of a step, at which the output layer is solved."""
 
 
 class Config(Schema):
@@ -54,7 +56,11 @@ class Config(Schema):
     steps: int = Field(600, ge=1)
     """Steps a problem (authors' code: 50,000)."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("clip",)
+    solve: bool = False
+    """At the end the output layer is solved by least squares, which the equation, linear in it,
+    allows (not in the paper)."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("clip", "solve")
 
     @classmethod
     def presets(cls) -> dict[str, Config]:
@@ -69,12 +75,21 @@ def build(config: Config, form: FormSpec) -> Method:
     """A network from x (, y) to the real and the imaginary part of a wave."""
     import torch
 
+    from pipeline.fields.bind import bind
     from pipeline.fields.jets import jets
     from pipeline.fields.sine import sine_or_tanh
     from pipeline.fitting.method import Descend, Field, PerSample, Phase
     from pipeline.fitting.optimizers import Adam
+    from pipeline.fitting.readout import complex_readout
     from pipeline.fitting.schedules import Cosine
-    from pipeline.objectives.waves import gaussians, helmholtz_of, places_near, size_of, speeds_at
+    from pipeline.objectives.waves import (
+        gaussians,
+        helmholtz_of,
+        helmholtz_of_units,
+        places_near,
+        size_of,
+        speeds_at,
+    )
     from pipeline.problems import require_equation
     from pipeline.samples import Size
 
@@ -82,27 +97,51 @@ def build(config: Config, form: FormSpec) -> Method:
     d, near = form.dims, max(1, round(config.points * config.near))
     omegas = {"omega_first": config.omega_first, "omega_hidden": config.omega_hidden}
     model = sine_or_tanh(config.activation, d, config.width, config.depth, 2, **omegas)
+    weight, bias = (f"layers.{config.depth}.{part}" for part in ("weight", "bias"))
+
+    def places(problem, draw, count, at_sources):
+        sources = problem.at, problem.variance, problem.strength
+        box = draw.uniform("box", count - at_sources, d) * 2 - 1
+        return torch.cat([places_near(draw, *sources, at_sources), box], 1)
+
+    def medium(problem, coords):
+        slowness = 1 / speeds_at(problem.speed, coords, 1 - LAYER)
+        return {"slowness": slowness, "depth": LAYER, "strength": config.strength}
+
+    def source_at(problem, coords):
+        return gaussians(coords, problem.at, problem.variance, problem.strength, density=True)
 
     def loss(bound, batch, draw):
         problem = batch.problem
-        sources = problem.at, problem.variance, problem.strength
-        box = draw.uniform("box", config.points - near, d) * 2 - 1
-        coords = torch.cat([places_near(draw, *sources, near), box], 1)
-        found = helmholtz_of(
-            *jets(bound, coords),
-            coords,
-            problem.wavenumber,
-            slowness=1 / speeds_at(problem.speed, coords, 1 - LAYER),
-            depth=LAYER,
-            strength=config.strength,
-        )
-        off = found - gaussians(coords, *sources, density=True)
+        coords = places(problem, draw, config.points, near)
+        known = medium(problem, coords)
+        found = helmholtz_of(*jets(bound, coords), coords, problem.wavenumber, **known)
+        off = found - source_at(problem, coords)
         off = off / problem.wavenumber[:, None, None].square()
         error = size_of(off, config.norm).sum(-1)
         return {
             "equation": error[:, near:].mean(1),
             "source": config.source * error[:, :near].mean(1),
         }
+
+    def solved(bound, rows, batch, draw):
+        """The output layer that leaves the least of the squared residuals at more places."""
+        problem, share = batch.problem, MORE * near
+        n, _, f = rows[weight].shape
+        units = {weight: torch.eye(f).expand(n, f, f), bias: torch.zeros(n, f)}
+        units = {name: value.to(rows[weight]) for name, value in units.items()}
+        coords = places(problem, draw, MORE * config.points, share)
+        value, *slopes = jets(bind(model, {**rows, **units}), coords)
+        value = torch.cat([value, torch.ones_like(value[..., :1])], 2)  # of the bias
+        slopes = [torch.cat([v, torch.zeros_like(v[:, :, :1])], 2) for v in slopes]
+        known = medium(problem, coords)
+        columns = helmholtz_of_units(value, *slopes, coords, problem.wavenumber, **known)
+        wanted = torch.view_as_complex(source_at(problem, coords).double().contiguous())
+        mean = torch.ones(coords.shape[1], device=coords.device) / (coords.shape[1] - share)
+        mean[:share] = config.source / share
+        x = complex_readout(columns, wanted, mean)
+        found = torch.stack([x.real, x.imag], 1).to(rows[weight])
+        return {weight: found[..., :-1].contiguous(), bias: found[..., -1].contiguous()}
 
     def read(bound, coords):
         return {"wave": bound(coords)}
@@ -112,6 +151,7 @@ def build(config: Config, form: FormSpec) -> Method:
         steps=config.steps,
         size=Size(pixels=0, places=config.points),
         updates=(Descend(loss, {"": Adam(rate, clip=config.clip)}),),
+        edits=((config.steps, solved),) if config.solve else (),
     )
     field = Field(
         method="helmholtz",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from pipeline.draw import Draw
@@ -105,17 +105,54 @@ def helmholtz_of(
     """`helmholtz_residual` in the box [-1, 1]^d from derivatives that are known, each row with a
     wave number of its own: the coefficients a_j and their slopes are written out.
     """
+    a, drift, mass = stretched(
+        coords, wavenumber, slowness=slowness, depth=depth, strength=strength
+    )
+    u, first, bent = (torch.complex(v[:, :, 0], v[:, :, 1]) for v in (value, slope, second))
+    found = (a * (bent - drift * first)).sum(-1) + mass * u
+    return torch.stack([found.real, found.imag], -1)
+
+
+def helmholtz_of_units(
+    value: Float[Tensor, "n p f"],
+    slope: Float[Tensor, "n p f d"],
+    second: Float[Tensor, "n p f d"],
+    coords: Float[Tensor, "n p d"],
+    wavenumber: Float[Tensor, "n"],
+    *,
+    slowness: Float[Tensor, "n p"],
+    depth: float = 0.5,
+    strength: float = 5.0,
+) -> Complex[Tensor, "n p f"]:
+    """`helmholtz_of` of each of several real fields by itself, such as the units of a layer; the
+    equation is linear, so that of their sums are the sums of these."""
+    a, drift, mass = stretched(
+        coords, wavenumber, slowness=slowness, depth=depth, strength=strength
+    )
+    found = mass[..., None] * value
+    for axis in range(coords.shape[-1]):
+        by, along = a[..., axis, None], drift[..., axis, None]
+        found = found + by * (second[..., axis] - along * slope[..., axis])
+    return found
+
+
+def stretched(
+    coords: Float[Tensor, "n p d"],
+    wavenumber: Float[Tensor, "n"],
+    *,
+    slowness: Float[Tensor, "n p"] | None,
+    depth: float,
+    strength: float,
+) -> tuple[Complex[Tensor, "n p d"], Complex[Tensor, "n p d"], Complex[Tensor, "n p"]]:
+    """Coefficients of the equation in the box with its layer: a_j (u_jj - drift_j u_j) + mass u."""
     inward = (coords.abs() - (1 - depth)).clamp(min=0) / depth
     s = torch.complex(torch.ones_like(inward), -strength * inward.square())
     bend = -1j * 2 * strength / depth * inward * coords.sign()
     whole = s.prod(-1, keepdim=True)
-    a = whole / s.square()
-    u, first, bent = (torch.complex(v[:, :, 0], v[:, :, 1]) for v in (value, slope, second))
     mass = whole[..., 0] * wavenumber[:, None].square()
     if slowness is not None:
         mass = mass * slowness.square()
-    found = (a * (bent - bend / s * first)).sum(-1) + mass * u
-    return torch.stack([found.real, found.imag], -1)
+    return whole / s.square(), bend / s, mass
 
 
 def speeds_at(

@@ -29,13 +29,22 @@ def built(name, samples, **settings):
     )
 
 
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize(("d", "norm"), [(1, "square"), (2, "absolute")])
-def test_rows_do_not_depend_on_lanes_or_neighbors(name, d, norm):
+@pytest.mark.parametrize(
+    ("name", "d", "settings"),
+    [
+        ("helmholtz", 1, {}),
+        ("wave", 1, {}),
+        ("helmholtz", 2, {"norm": "absolute"}),
+        ("wave", 2, {"norm": "absolute"}),
+        ("helmholtz", 2, {"clip": 0.01, "solve": True}),
+        ("wave", 2, {"clip": 0.01}),
+    ],
+)
+def test_rows_do_not_depend_on_lanes_or_neighbors(name, d, settings):
     table = prepared(name, d=d)
     samples = load_samples(table, "equations")
     assert samples.form.dims == d + (name == "wave")
-    method = built(name, samples, norm=norm)
+    method = built(name, samples, **settings)
     together = fit_rows(method, {}, samples, seed=0).rows
     few = fit_rows(method, {}, samples, seed=0, lanes=2).rows
     alone = fit_rows(method, {}, load_samples(table.slice(2, 1), "equations"), seed=0).rows

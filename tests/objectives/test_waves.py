@@ -11,6 +11,7 @@ from pipeline.objectives.waves import (
     gaussian_source,
     gaussians,
     helmholtz_of,
+    helmholtz_of_units,
     helmholtz_residual,
     initial_terms,
     places_near,
@@ -142,6 +143,10 @@ def test_written_out_coefficients_are_those_of_the_divergence():
             one, m = coords[i : i + 1], slowness[i : i + 1, :, None]
             wanted = helmholtz_residual(field, one, k, slowness=m)
             torch.testing.assert_close(found[i : i + 1], wanted, rtol=1e-9, atol=1e-9)
+        derivatives = second_derivatives(field, coords)
+        units = helmholtz_of_units(*derivatives, coords, numbers, slowness=slowness)
+        both = units[..., 0] + 1j * units[..., 1]
+        torch.testing.assert_close(torch.view_as_real(both), found, rtol=1e-9, atol=1e-9)
 
 
 def test_speeds_are_linear_between_nodes_and_constant_beyond():
