@@ -3,6 +3,11 @@ Learning of Shapes from Raw Data").
 
 For scans, clouds and open or broken meshes, where only the unsigned distance is known: a network
 for each, or an encoder of clouds and one decoder for all of them.
+
+Not for hollow shapes with thin walls (mugs, open bottles): the distances are as small for a field
+that is inside throughout as for one that leaves the wall again, so the cavity tends to be filled.
+With normals take `igr`; where the data tell signs, `sdf` or `deepsdf`. In a store of clouds with
+normals a low `normal_cosine` tells which rows it happened to: inner walls face the other way.
 """
 
 from __future__ import annotations
