@@ -153,6 +153,14 @@ class Diffusion(Network):
     """Noise levels (Ho et al. and functa: 1,000; HyperDiffusion: 500)."""
     betas: tuple[float, float] = (1e-4, 0.04)
     """Least and greatest variance added (Ho et al.: 1e-4 and 0.02 at 1,000 levels)."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_variances(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < betas[0] <= betas[1] < 1:
+            raise ValueError(f"{list(betas)} must ascend, above 0 and below 1")
+        return betas
+
     predict: Literal["noise", "x0", "velocity"] = "noise"
     """What the network gives: the noise (Ho et al.), the clean row (HyperDiffusion), or their
     mixture (Salimans and Ho 2022)."""
@@ -224,7 +232,8 @@ class SampleQuality(Schema):
     """How samples are compared with rows that were held out."""
 
     split: tuple[Split, ...] = ("test", "val")
-    """Splits of the source's rows that samples are compared with."""
+    """Splits of the source's rows that samples are compared with; absent: those of test and val
+    that are not learned from."""
     rows: int = Field(200, ge=0)
     """Most samples, and most real rows, that are compared; 0: no comparison."""
     decoded: bool = True
@@ -286,6 +295,21 @@ class PriorJob(Job):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _measured_on_others(self) -> PriorJob:
+        both = sorted(set(self.evaluate.split) & set(self.source.split))
+        if both and "split" not in self.evaluate.model_fields_set:
+            rest = tuple(s for s in self.evaluate.split if s not in both)
+            evaluate = self.evaluate.model_copy(update={"split": rest})
+            self.__dict__["evaluate"] = evaluate  # frozen, and a constructor keeps `self`
+            return self
+        if both and self.evaluate.rows:
+            raise ValueError(
+                f"evaluate.split: {', '.join(both)} is learned from (source.split); compare with "
+                "other splits, or set evaluate.rows: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> PriorJob:

@@ -29,16 +29,25 @@ def where_mask(table: pa.Table, where: Where) -> np.ndarray:
             raise ValueError(f"no column '{name}'{hint} (columns: {', '.join(table.column_names)})")
         column = table[name]
         if not isinstance(wanted, tuple):
-            chosen &= mask_of(pc.equal(column, pa.scalar(wanted)))
+            chosen &= mask_of(_compared(pc.equal, name, column, wanted))
             continue
         if len(wanted) != 2 or wanted == (None, None):
             raise ValueError(f"bounds on '{name}' must be (lowest, highest), got {wanted}")
         low, high = wanted
         if low is not None:
-            chosen &= mask_of(pc.greater_equal(column, low))
+            chosen &= mask_of(_compared(pc.greater_equal, name, column, low))
         if high is not None:
-            chosen &= mask_of(pc.less_equal(column, high))
+            chosen &= mask_of(_compared(pc.less_equal, name, column, high))
     return chosen
+
+
+def _compared(how: Any, name: str, column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
+    try:
+        return how(column, pa.scalar(value))
+    except pa.ArrowNotImplementedError:
+        raise ValueError(
+            f"column '{name}' holds {column.type} and cannot be compared with {value!r}"
+        ) from None
 
 
 def mask_of(values: pa.ChunkedArray) -> np.ndarray:

@@ -297,6 +297,14 @@ def test_what_nothing_can_be_learned_from_is_refused(source, tmp_path):
     check("guidance has no effect on a prior that learns no classes",
           method={**NETWORK, "conditional": False}, sample={"guidance": 2})  # fmt: skip
     check("eta has no effect with rectified_flow", sample={"eta": 0.5})
+    check("'label' holds string and cannot be compared with 1", source=of(where={"label": [1, 3]}))
+    check("'radius' holds .* cannot be compared with 'far'", source=of(where={"radius": "far"}))
+    for betas in ([0.5, 0.1], [-1, 0.5], [0.1, 5]):
+        check("must ascend, above 0 and below 1", method={"name": "ddpm", "betas": betas})
+    check("evaluate.split: train is learned from", evaluate={"rows": 9, "split": ["train"]})
+    more = job_of("a.zarr", "b.zarr", source={"url": "a.zarr", "split": ["train", "val"]})
+    assert more.evaluate.split == ("test",)
+    assert PriorJob.model_validate_json(more.model_dump_json()) == more
 
 
 def test_rows_that_are_not_finite_are_named(tmp_path):
