@@ -66,7 +66,8 @@ class _Modulated(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """Residual layers on a vector."""
+    """Residual layers on a vector; weights begin as large as keeps the variance (He et al. 2015):
+    smaller ones make features that are nearly linear, from which nothing new is learned."""
 
     def __init__(self, size: int, config: Network, classes: int):
         super().__init__()
@@ -86,6 +87,9 @@ class ResidualMLP(nn.Module):
             )
             for _ in range(config.depth)
         )
+        for layer in (self.first, *(inner for block in self.blocks for inner in block.inner)):
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         self.norm = nn.LayerNorm(width)
         self.last = zeroed(nn.Linear(width, size))
 
