@@ -115,7 +115,11 @@ def do_repair(arguments: argparse.Namespace) -> int:
     if done.to_fit:
         units = ", ".join(str(unit) for unit, _ in done.to_fit[:SHOWN])
         text.say(f"{len(done.to_fit)} units will be fitted again ({units})")
-        text.say("  continue with: fieldmill run RUN.yaml   (the run file of this store)")
+        keys = stores.load_plan(objects).fit_keys
+        verb = "run"
+        if "sample" in keys:
+            verb = "gan" if keys["method"]["name"] == "wgan_gp" else "prior"
+        text.say(f"  continue with: fieldmill {verb} RUN.yaml   (the run file of this store)")
         return 5
     return 0
 

@@ -125,7 +125,9 @@ def array_of(plan: Plan, name: str | None) -> ArraySpec:
         if "params" in arrays and not latents:
             return arrays["params"]
         asked = [n for n in arrays if n not in places]
-        raise ValueError(f"'{plan.name}' holds {', '.join(asked)}; say which one to read")
+        raise ValueError(
+            f"'{plan.name}' holds {', '.join(asked)}; say which one to read (source.array)"
+        )
     for full in (name, f"latents/{name}"):
         if full in arrays:
             return arrays[full]

@@ -6,7 +6,7 @@ The method to build a latent data set with: encoding costs a few steps a sample.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,8 @@ STORES = "latents/code: a vector, or a grid of vectors; shared/: the sine networ
 
 class Config(Schema):
     """Defaults: latents of small pictures, learned in a minute or two on two CPU cores."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("lookup",)
 
     latent: int = Field(64, ge=1)
     """Entries of a latent, or of each cell's (paper: 64 to 1,024)."""

@@ -1,4 +1,4 @@
-"""The verbs probe and segment: where their reports may lie, which prepared dataset is meant."""
+"""The verbs probe and prior on damaged and mistaken places: what is refused, what is told."""
 
 from __future__ import annotations
 
@@ -44,3 +44,20 @@ def test_prepared_dataset_is_the_same_place_for_every_worker(job):
     assert (
         load_job(job, ["prepared=s3://b/x.prepared"], ProbeJob).prepared.url == "s3://b/x.prepared"
     )
+
+
+def test_damaged_samples_are_drawn_again_by_the_verb_that_is_told(job, tmp_path, capfd):
+    values = yaml.safe_load(Path(job).read_text())
+    del values["test"]
+    values |= {"store": str(tmp_path / "p.zarr"), "method": "gaussian", "evaluate": {"rows": 0}}
+    path = tmp_path / "prior.yaml"
+    path.write_text(yaml.safe_dump(values))
+    assert main(["prior", str(path)]) == 0
+    (shard,) = (tmp_path / "p.zarr" / "latents" / "code" / "c").rglob("0/0")
+    before = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    assert main(["repair", str(tmp_path / "p.zarr")]) == 5
+    assert "continue with: fieldmill prior RUN.yaml" in capfd.readouterr().out
+    assert main(["prior", str(path)]) == 0
+    assert shard.read_bytes() == before

@@ -170,3 +170,11 @@ def test_the_paper_is_fifteen_layers_of_512():
     form = FormSpec(kind="images", channels=3, dims=2)
     names = dict(methods.build("functa", config, form).model.named_parameters())
     assert names["shift.weight"].shape == (15 * 512, 256)
+
+
+def test_keys_of_stores_from_before_there_was_a_lookup_mean_the_same():
+    config = methods.configure("functa", settings={"latent": 8})
+    assert "lookup" not in config.deciding()
+    assert methods.configure("functa", settings={"cells": 4, "lookup": "linear"}).deciding()[
+        "lookup"
+    ]
