@@ -14,7 +14,7 @@ from jobs.driver import Driver
 from jobs.errors import GateFailed
 from jobs.units import stopping
 from jobs.workers import refuse_without_gpu
-from schemas.run import Run
+from schemas.run import LabelRule, Run
 from schemas.store import PRIVATE
 
 SHOWN = 20
@@ -91,6 +91,10 @@ def execute(driver: Driver, names: tuple[str, ...]) -> Any:
             f"prepared: {meta.rows} samples ({text.counts(meta.counts)}) in "
             f"{driver.run.prepared_location.url}"
         )
+        if driver.run.dataset.label != LabelRule():
+            without = meta.rows - sum(meta.labels.values())
+            if without:
+                text.warn(f"  note: dataset.label gives {without} of {meta.rows} samples no label")
     if "train" in names:
         driver.train()
     if "fit" in names:

@@ -284,6 +284,16 @@ def test_gpu_that_is_not_there_is_told_before_anything_starts(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_that_a_label_rule_leaves_out_are_counted(tmp_path, capsys):
+    write_pictures(tmp_path / "pictures", count=4)
+    dataset = {"url": str(tmp_path / "pictures"), "kind": "images", "label": {"regex": "(2)"}}
+    assert main(["ingest", write_run(tmp_path, dataset=dataset)]) == 0
+    assert "dataset.label gives 3 of 4 samples no label" in capsys.readouterr().err
+    dataset["label"] = {"level": 0}
+    assert main(["ingest", write_run(tmp_path, dataset=dataset, prepared=str(tmp_path / "b"))]) == 0
+    assert "no label" not in capsys.readouterr().err
+
+
 def test_bad_configuration_starts_nothing(tmp_path, capsys):
     write_pictures(tmp_path / "pictures")
     path = write_run(tmp_path)
