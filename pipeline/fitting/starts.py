@@ -64,9 +64,11 @@ def by_class(
     samples: Samples, index: Int[Tensor, "m"], *drawn: tuple[Role, Size]
 ) -> list[Int[Tensor, "k"]]:
     """Positions in `index` that may share a batch of everything that is drawn."""
-    if not drawn:
+    classes = [samples.shape_classes(*of)[index] for of in drawn]
+    classes = [columns for columns in classes if columns.shape[1]]
+    if not classes:  # voxels and views have one shape
         return [torch.arange(len(index))]
-    classes = torch.cat([samples.shape_classes(*of)[index] for of in drawn], 1)
+    classes = torch.cat(classes, 1)
     _, members = torch.unique(classes, dim=0, return_inverse=True)
     return [torch.nonzero(members == kind)[:, 0] for kind in range(int(members.max()) + 1)]
 
