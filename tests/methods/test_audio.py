@@ -20,6 +20,7 @@ from pipeline.ingest.instruments import bar, voice
 from pipeline.samples import load_samples
 from schemas.run import AudioIngest
 from schemas.samples import IDENTITY, SOUND, FormSpec
+from tests.methods.rows_and_runs import assert_refused, assert_same_alone
 
 SMALL = {"width": 32, "depth": 3, "steps": 60}
 
@@ -47,15 +48,8 @@ def test_the_first_layer_of_images_cannot_follow_a_sound():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_row_is_the_same_alone_and_among_others(fused):
-    whole = load_samples(table(), "audio")
-    method = siren(whole)
-    if fused and not choose_path(method)[0]:
-        pytest.skip("this machine has no compiled loop")
-    together = fit_rows(method, {}, whole, seed=0, fused=fused)
-    one = load_samples(table().slice(1, 1), "audio")
-    alone = fit_rows(method, {}, one, seed=0, fused=fused)
-    for name, value in together.rows.items():
-        assert torch.equal(value[1:2], alone.rows[name])
+    whole, one = load_samples(table(), "audio"), load_samples(table().slice(1, 1), "audio")
+    assert_same_alone(siren(whole), whole, one, 1, fused)
 
 
 def test_the_compiled_loop_agrees_with_the_lanes_at_three_thousand():
@@ -189,15 +183,13 @@ def test_a_sound_has_a_picture_and_no_mesh(finished):
 
 
 def test_other_methods_and_contexts_are_refused_before_the_first_task(finished, capsys):
-    file = str(finished / "run.yaml")
-    for override, words in (
-        ("method={name: fourier}", "'fourier' fits images, not audio"),
-        ("fit.context=half", "fit.context: half is of images, shapes and points"),
-        ("ingest.resolution=8", "unknown key 'resolution'"),
-        ("ingest.rate=3", "greater than or equal to 100"),
-    ):
-        assert main(["run", file, override, "prepared=/nowhere/p"]) == 2
-        assert words in capsys.readouterr().err
+    cases = {
+        "method={name: fourier}": "'fourier' fits images, not audio",
+        "fit.context=half": "fit.context: half is of images, shapes and points",
+        "ingest.resolution=8": "unknown key 'resolution'",
+        "ingest.rate=3": "greater than or equal to 100",
+    }
+    assert_refused(str(finished / "run.yaml"), cases, capsys)
 
 
 def test_a_bound_row_repeats_what_values_say(finished):

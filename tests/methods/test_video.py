@@ -20,6 +20,7 @@ from pipeline.ingest.camera_moves import camera
 from pipeline.ingest.images import held_out_mask
 from pipeline.samples import Size, load_samples
 from schemas.samples import CLIP, IDENTITY, FormSpec
+from tests.methods.rows_and_runs import assert_refused, assert_same_alone
 
 SMALL = {"width": 32, "depth": 3, "steps": 40}
 SIDES = ((5, 8, 12), (7, 8, 8), (4, 12, 8))
@@ -79,14 +80,8 @@ def test_voxels_lie_where_they_say():
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_row_is_the_same_alone_and_among_others(fused):
-    samples = load_samples(table(), "video")
-    method = siren(samples)
-    if fused and not choose_path(method)[0]:
-        pytest.skip("this machine has no compiled loop")
-    together = fit_rows(method, {}, samples, seed=0, fused=fused)
-    alone = fit_rows(method, {}, load_samples(table().slice(2, 1), "video"), seed=0, fused=fused)
-    for name, value in together.rows.items():
-        assert torch.equal(value[2:], alone.rows[name])
+    whole, one = load_samples(table(), "video"), load_samples(table().slice(2, 1), "video")
+    assert_same_alone(siren(whole), whole, one, 2, fused)
 
 
 def test_random_voxels_a_step_reach_what_all_of_them_do():
@@ -208,12 +203,10 @@ def test_time_is_continuous_and_the_middle_frame_is_the_picture(finished):
 
 
 def test_what_cannot_be_is_refused_before_the_first_task(finished, capsys):
-    file = str(finished / "run.yaml")
-    for override, words in (
-        ("method={name: liif}", "'liif' fits images, not video"),
-        ("fit.context=view", "fit.context: view is of images, shapes and points"),
-        ("ingest={fps: 5, stride: 2}", "both choose the frames"),
-        ("ingest.frames=1", "greater than or equal to 2"),
-    ):
-        assert main(["run", file, override, "prepared=/nowhere/p"]) == 2
-        assert words in capsys.readouterr().err
+    cases = {
+        "method={name: liif}": "'liif' fits images, not video",
+        "fit.context=view": "fit.context: view is of images, shapes and points",
+        "ingest={fps: 5, stride: 2}": "both choose the frames",
+        "ingest.frames=1": "greater than or equal to 2",
+    }
+    assert_refused(str(finished / "run.yaml"), cases, capsys)
