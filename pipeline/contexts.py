@@ -32,6 +32,7 @@ from torch import Tensor
 
 from pipeline.draw import Draw
 from pipeline.samples import Ragged, Samples, decode_coords
+from schemas.samples import Code, RejectedSample
 
 Context = Literal["all", "half", "view"]
 FLIP = 1.5
@@ -78,7 +79,8 @@ def filtered(points: Ragged, kept: Bool[np.ndarray, "total"], name: str, ids: li
     counts = torch.from_numpy(np.where(points.counts.numpy() > 0, counts, 0))
     lost = torch.nonzero((counts == 0) & (points.counts > 0))
     if len(lost):
-        raise ValueError(f"sample {ids[int(lost[0])]!r}: nothing of the set '{name}' is seen")
+        words = f"sample {ids[int(lost[0])]!r}: nothing of the set '{name}' is seen"
+        raise RejectedSample(Code.DEGENERATE, words)
     mask = torch.from_numpy(kept)
     columns = {k: v[mask.to(v.device)] for k, v in points.columns.items()}
     return Ragged(columns, torch.cumsum(counts, 0) - counts, counts)

@@ -19,7 +19,7 @@ from pipeline.stages.plan import source_columns
 from pipeline.stages.train import TrainFiles, needs_training
 from pipeline.storage import StorageError, open_objects
 from schemas.run import Run
-from schemas.samples import Code
+from schemas.samples import Code, RejectedSample
 from schemas.store import USABLE, RowStatus, unit_columns
 
 RETRY_STRIDE = 1_000_003
@@ -226,23 +226,31 @@ class Fitter:
     def one_by_one(
         self, table: pa.Table, seed: int, spent: Counter[str], error: Exception
     ) -> tuple[list[tuple[dict[str, Any], dict[str, list]]], list[str]]:
-        """As `fit_samples`, each by itself; those that raise are FAILED, with their traceback."""
-        parts, traces = [], []
+        """As `fit_samples`, each by itself; those that raise are FAILED, with their traceback.
+
+        `RejectedSample` is the sample's own fault; anything else that all the others raise is not.
+        """
+        parts, traces, rejected = [], [], 0
         for i in range(table.num_rows):
             line = table.slice(i, 1)
             try:
                 parts.append(self.fit_samples(line, seed, spent))
             except (MemoryError, StorageError):
                 raise
+            except RejectedSample as own:
+                rejected += 1
+                parts.append(self.failed(line, own.message, own.code))
             except Exception as own:
                 sample = line["sample_id"][0].as_py()
                 traces.append(f"{sample}\n{traceback.format_exc()}")
                 parts.append(self.failed(line, f"{type(own).__name__}: {own}"))
-        if len(traces) == table.num_rows:
+        if traces and len(traces) + rejected == table.num_rows:
             raise error
         return parts, traces
 
-    def failed(self, line: pa.Table, message: str) -> tuple[dict[str, Any], dict[str, list]]:
+    def failed(
+        self, line: pa.Table, message: str, code: Code = Code.FIT_ERROR
+    ) -> tuple[dict[str, Any], dict[str, list]]:
         """Arrays and columns of one sample that has no field."""
         from pipeline.evaluate.metrics import cheap_metrics
 
@@ -251,7 +259,7 @@ class Fitter:
         columns = {
             **self.known_columns(line),
             "status": [int(RowStatus.FAILED)],
-            "code": [Code.FIT_ERROR.value],
+            "code": [code.value],
             "message": [message],
             "steps": [0],
             "loss": [float("nan")],

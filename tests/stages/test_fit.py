@@ -68,6 +68,22 @@ def test_unit_of_samples_that_the_method_cannot_take_is_rows_and_not_given_up(tm
     assert [line["status"] for line in lines.values()] == [RowStatus.OK] * 3
 
 
+def test_unit_of_a_sample_of_which_nothing_is_seen_is_a_row_and_not_given_up(tmp_path, capfd):
+    """Half of one pixel is all or nothing of it."""
+    write_pictures(tmp_path / "pictures", count=2)
+    for i in range(6):
+        pixel = np.uint8([[[9, 5, 30 * i]]])
+        Image.fromarray(pixel).save(tmp_path / "pictures" / "round" / f"pixel {i}.png")
+    path = write_run(tmp_path, fit={"unit_rows": 1, "context": "half"}, max_failed=1.0)
+    assert main(["run", path]) == 0, capfd.readouterr()
+    lines = store.open_arrays(Location(url=str(tmp_path / "out" / "pictures.zarr"))).index
+    lines = {line["sample_id"]: line for line in lines.to_pylist()}
+    failed = [line for line in lines.values() if line["status"] == RowStatus.FAILED]
+    assert 0 < len(failed) <= 6
+    assert {line["code"] for line in failed} == {"DEGENERATE"}
+    assert "nothing of the set 'context' is seen" in failed[0]["message"]
+
+
 def test_pictures_of_several_sizes_train_together_and_too_small_ones_get_a_reason(tmp_path, capfd):
     write_pictures(tmp_path / "pictures", count=6)
     for side in (4, 9, 14):
