@@ -25,7 +25,9 @@ def prepared(problems: list[dict[str, Any]], **ingest: Any) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=pa.schema([*IDENTITY, *EQUATIONS]))
 
 
-def errors(name: str, table: pa.Table, seed: int, **settings: Any) -> dict[str, np.ndarray]:
+def errors(
+    name: str, table: pa.Table, seed: int, preset: str = "default", **settings: Any
+) -> dict[str, np.ndarray]:
     """The metrics of every row of a table after fitting."""
     from pipeline import methods
     from pipeline.evaluate.metrics import measure
@@ -33,6 +35,6 @@ def errors(name: str, table: pa.Table, seed: int, **settings: Any) -> dict[str, 
     from pipeline.samples import load_samples
 
     samples = load_samples(table, "equations")
-    method = methods.build(name, methods.configure(name, settings=settings), samples.form)
+    method = methods.build(name, methods.configure(name, preset, settings), samples.form)
     rows = fit_rows(method, {}, samples, seed=seed).rows
     return measure("equations", method, {}, rows, samples, table)

@@ -21,7 +21,8 @@ STORES = "params: the weights of one sine network a wave equation"
 
 
 class Config(Schema):
-    """Defaults: a network that fits a wave on a line in some five seconds on a CPU core."""
+    """Defaults: a network that fits a wave on a line in some five seconds on a CPU core; in the
+    plane take the preset `plane`."""
 
     width: int = Field(64, ge=1)
     """Units of a sine layer (authors' code: 512)."""
@@ -52,7 +53,8 @@ class Config(Schema):
     rate: float = Field(2e-3, gt=0)
     """Learning rate of Adam, falling to a hundredth (authors' code: 2e-5, constant)."""
     clip: float | None = Field(None, gt=0)
-    """Gradients of a row longer than this are scaled back to it; absent: none."""
+    """Gradients of a row longer than this are scaled back to it; absent: none. Without it a single
+    long one can blow the hidden weights up, after which the wave goes to zero."""
     steps: int = Field(1000, ge=1)
     """Steps a problem (authors' code: 100,000)."""
 
@@ -61,10 +63,15 @@ class Config(Schema):
     @classmethod
     def presets(cls) -> dict[str, Config]:
         """`paper`: experiment_scripts/train_wave_equation.py of the authors' code. The rate falls
-        here; weights are those for a source of variance 5e-4."""
+        here; weights are those for a source of variance 5e-4. `plane`: waves in the plane in some
+        five seconds each; with the defaults, which clip nothing, some go to zero."""
         paper = {"width": 512, "depth": 4, "omega_first": 30.0, "points": 340**2, "rate": 2e-5}
         paper |= {"first": 2000 / 340**2, "initial": 0.1, "rest": 0.45, "grow": 1.0}
-        return {"default": cls(), "paper": cls(**paper, norm="absolute", steps=100_000)}
+        return {
+            "default": cls(),
+            "plane": cls(points=512, clip=0.01, steps=600),
+            "paper": cls(**paper, norm="absolute", steps=100_000),
+        }
 
 
 def build(config: Config, form: FormSpec) -> Method:
