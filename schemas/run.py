@@ -483,6 +483,8 @@ class Run(Schema):
             raise ValueError("a store needs a file, s3 or memory URL")
         if store.scheme == "s3" and not urlsplit(store.url).path.strip("/"):
             raise ValueError("a store needs a name in its bucket: s3://BUCKET/NAME.zarr")
+        if store.url.rstrip("/").endswith(".prepared"):
+            raise ValueError("a store is not a .prepared, which is what a dataset becomes")
         return store
 
     @property

@@ -23,7 +23,7 @@ MOST = {
     **dict.fromkeys(MESHES, 1024),
     **dict.fromkeys(VIDEOS, 4096),
     ".png": 16_384,
-    ".npy": 16_384,
+    ".npy": 4096,
     ".npz": 0,
     **dict.fromkeys(SOUNDS, 0),
 }
@@ -60,10 +60,11 @@ def export(
     if suffix not in SUFFIXES:
         raise ValueError(f"'{path.name}': cannot write '{suffix}'; known: {', '.join(SUFFIXES)}")
     number = store.row_number(row)
-    if resolution is not None and longer_side(resolution, 0) > MOST[suffix]:
+    most = 256 if suffix == ".npy" and store.dims == 3 else MOST[suffix]
+    if resolution is not None and longer_side(resolution, 0) > most:
         raise ValueError(
-            f"resolution {resolution}: {MOST[suffix]} is the most of a {suffix}"
-            if MOST[suffix]
+            f"resolution {resolution}: {most} is the most of a {suffix}"
+            if most
             else f"resolution {resolution} has no effect on a {suffix}; remove it"
         )
     if suffix in SOUNDS:

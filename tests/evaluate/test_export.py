@@ -60,6 +60,7 @@ def test_bad_requests_name_the_way_out(pictures, tmp_path):
         ("a.npz", "resolution 100000 has no effect on a .npz"),
         ("a.wav", "resolution 100000 has no effect on a .wav"),
         ("a.ply", "resolution 100000: 1024 is the most"),
+        ("a.npy", "resolution 100000: 4096 is the most"),
     ):
         with pytest.raises(ValueError, match=words):
             export(store, 0, tmp_path / name, resolution=100_000)

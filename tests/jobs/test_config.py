@@ -172,6 +172,7 @@ def test_overrides_set_any_key(write):
         ("store=s3://KEY:SECRET@bucket/x.zarr", "keys must not stand in a URL"),
         ("store=file://data/x.zarr", "names a host 'data'"),
         ("prepared=/tmp/x.zarr", "a prepared dataset is not a .zarr"),
+        ("store=/tmp/x.prepared", "a store is not a .prepared"),
         ("dataset.split.train=0.5", "train + val + test = 0.7, must be 1"),
         ("resources.workers=many", "resources.workers: must be"),
     ],
