@@ -67,7 +67,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = top.parse_known_args(argv)
     strange = [word for word in rest if word.startswith("-") or "=" not in word]
     if strange or (rest and not hasattr(arguments, "overrides")):
-        top.error(f"unknown arguments: {' '.join(strange or rest)}; see {arguments.verb} --help")
+        top.error(
+            f"unknown arguments: {' '.join(strange or rest)}; see fieldmill {arguments.verb} --help"
+        )
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments
@@ -113,6 +115,7 @@ def _run_file(verb: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="KEY=VALUE",
         nargs="*",
+        default=[],
         help="e.g. method.steps=500 resources.workers=8",
     )
     verb.add_argument(
@@ -185,7 +188,9 @@ def _export(verb: argparse.ArgumentParser) -> None:
 
 def _job(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run_file", metavar="RUN.yaml")
-    verb.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="e.g. train.steps=500")
+    verb.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", default=[], help="e.g. train.steps=500"
+    )
     verb.add_argument(
         "--replace", action="store_true", help="discard what a job with other keys left there"
     )
@@ -203,7 +208,7 @@ def _config(verb: argparse.ArgumentParser) -> None:
 
 def _doctor(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("run_file", metavar="RUN.yaml", nargs="?", help="also its storage")
-    verb.add_argument("overrides", metavar="KEY=VALUE", nargs="*")
+    verb.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[])
     verb.add_argument("--ray", action="store_true", help="also start or join Ray (some seconds)")
 
 

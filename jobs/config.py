@@ -197,7 +197,7 @@ def nearest(word: str, here: list[str], at: Path_ = ()) -> str:
         return f"; did you mean '{close[0]}'?"
     everywhere = {dotted.rpartition(".")[2]: dotted for dotted in reversed(list(all_keys()))}
     close = [] if at else difflib.get_close_matches(word, everywhere, 1, 0.8)
-    if close:
+    if close and everywhere[close[0]] != word:  # which other run files have
         return f"; did you mean '{everywhere[close[0]]}'?"
     return f"; keys of {'.'.join(at) or 'a run file'}: {', '.join(here)}"
 

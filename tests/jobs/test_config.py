@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from jobs.cli import main
 from jobs.config import all_keys, load_run
 from jobs.downstream import load_job
 from jobs.tree import ConfigError
 from pipeline.methods import configure
 from schemas.downstream import METHODS, PriorJob, SampleQuality
+from schemas.probing import ProbeJob
 from schemas.run import ImageIngest, ingest_keys
 
 GOOD = """\
@@ -108,6 +110,17 @@ def test_file_of_another_verb_is_told_from_a_run_file(write):
     with pytest.raises(ConfigError, match="this file makes a store") as caught:
         load_job(path, (), PriorJob, methods=METHODS)
     assert len(caught.value.problems) == 1
+    path = write("name: p\nsource: codes.zarr\nevaluate: {}\nstore: p\n")
+    with pytest.raises(ConfigError, match="unknown key 'evaluate'; keys of a run file: name, so"):
+        load_job(path, (), ProbeJob)
+
+
+def test_a_verb_without_a_run_file_asks_for_nothing_else(capsys):
+    for verb in ("run", "prior"):
+        assert main([verb]) == 2
+        assert capsys.readouterr().err.endswith("are required: RUN.yaml\n")
+    assert main(["prior", "a.yaml", "--bogus"]) == 2
+    assert "see fieldmill prior --help" in capsys.readouterr().err
 
 
 def test_aliases_that_multiply_are_refused_before_they_grow(write):
