@@ -94,6 +94,32 @@ def measured_rows(
     return [[name, *(_figure(found.get(key)) for key in names)] for name, found in lines]
 
 
+def spanned_rows(
+    tables: dict[str, list[dict[str, dict[str, float]]]], names: tuple[str, ...]
+) -> list[list[Any]]:
+    """`measured_rows` over seeds: mean (least to greatest) of each figure.
+
+    Args:
+        tables: By prior, a table for each seed.
+    """
+    first = next(iter(tables.values()))
+    sets = {"other real rows": (first, "real"), "Gaussian, full covariance": (first, "gaussian")}
+    sets |= {name: (found, "prior") for name, found in tables.items()}
+    return [
+        [name, *(_span([table[which].get(key) for table in found]) for key in names)]
+        for name, (found, which) in sets.items()
+    ]
+
+
+def _span(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ""
+    mean = _figure(sum(known) / len(known))
+    least, greatest = _figure(min(known)), _figure(max(known))
+    return mean if least == greatest else f"{mean} ({least} to {greatest})"
+
+
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
