@@ -20,7 +20,7 @@ from schemas.samples import GRID, IDENTITY
 
 DATA = (
     "600 digits of a font, 14 x 14, turned and sheared; 200 others are new. Cells: 480 cuts of "
-    "12 x 12 of the left halves of 12 scikit-image photographs; 360 of the right halves are new"
+    "12 x 12 of the left halves of 12 scikit-image photographs; 480 of the right halves are new"
 )
 METRIC = "PSNR of held-out pixels of new digits after three inner steps, dB"
 CONTROL = "meta-learning (the same three steps on the network as it starts)"
@@ -95,7 +95,7 @@ def learned(settings: dict, tables: tuple[pa.Table, pa.Table], seed: int):
 
 def of_cuts(seed: int) -> dict[str, float]:
     """Vectors and cells of new cuts: held-out pixels, a probe, and how far a cell reaches."""
-    tables = cuts(480, seed, right=False), cuts(360, seed, right=True)
+    tables = cuts(480, seed, right=False), cuts(480, seed, right=True)
     also = {}
     for name, shape in SHAPES.items():
         settings = {**SETTINGS, **OF_CUTS, **shape}
@@ -203,7 +203,9 @@ def check(figures: Figures) -> None:
     assert also["probe of latents"] >= also["probe of pixels"] - 0.03, "classes got lost"
     assert also["cuts: cells"] >= also["cuts: vector"] - 1, "cells hold less than a vector"
     assert also["cuts: cells"] >= also["cuts: zero cells"] + 6, "the steps do little to cells"
-    known = also["cuts: probe of vector"]
-    assert also["cuts: probe of cells"] >= known - 0.01, "classes got lost in cells"
+    # Which of 12 photographs: 0.08 by chance, and 0.02 is the deviation of a share of 480 cuts.
+    told = also["cuts: probe of cells"]
+    assert told >= also["cuts: probe of vector"] - 0.05, "cells tell less than a vector"
+    assert told >= also["cuts: probe of pixels"] - 0.01, "classes got lost in cells"
     assert also["inside a changed cell"] >= 0.1, "a cell says nothing of its pixels"
     assert also["outside of it"] <= 1e-6, "a cell reaches beyond its pixels"
