@@ -131,23 +131,27 @@ def build(config: Config, form: FormSpec) -> Method:
         }
 
     def solved(bound, rows, batch, draw):
-        """The output layer that leaves the least of the squared residuals at more places."""
-        problem, share = batch.problem, MORE * near
-        n, _, f = rows[weight].shape
-        units = {weight: torch.eye(f).expand(n, f, f), bias: torch.zeros(n, f)}
-        units = {name: value.to(rows[weight]) for name, value in units.items()}
-        coords = places(problem, draw, MORE * config.points, share)
-        value, *slopes = jets(bind(model, {**rows, **units}), coords)
-        value = torch.cat([value, torch.ones_like(value[..., :1])], 2)  # of the bias
-        slopes = [torch.cat([v, torch.zeros_like(v[:, :, :1])], 2) for v in slopes]
-        known = medium(problem, coords)
-        columns = helmholtz_of_units(value, *slopes, coords, problem.wavenumber, **known)
-        wanted = torch.view_as_complex(source_at(problem, coords).double().contiguous())
+        """The output layer that leaves the least of the squared residuals at more places; row by
+        row, since what the units are at all places takes memory."""
+        share, f = MORE * near, config.width
+        coords = places(batch.problem, draw, MORE * config.points, share)
         mean = torch.ones(coords.shape[1], device=coords.device) / (coords.shape[1] - share)
         mean[:share] = config.source / share
-        x = complex_readout(columns, wanted, mean)
-        found = torch.stack([x.real, x.imag], 1).to(rows[weight])
-        return {weight: found[..., :-1].contiguous(), bias: found[..., -1].contiguous()}
+        units = {weight: torch.eye(f)[None], bias: torch.zeros(1, f)}
+        units = {name: value.to(rows[name]) for name, value in units.items()}
+        found = []
+        for i, at in enumerate(coords.split(1)):
+            problem = batch.problem.take(torch.tensor([i]))
+            hidden = {name: value[i : i + 1] for name, value in rows.items()} | units
+            value, *slopes = jets(bind(model, hidden), at)
+            value = torch.cat([value, torch.ones_like(value[..., :1])], 2)  # of the bias
+            slopes = [torch.cat([v, torch.zeros_like(v[:, :, :1])], 2) for v in slopes]
+            known = medium(problem, at)
+            columns = helmholtz_of_units(value, *slopes, at, problem.wavenumber, **known)
+            wanted = torch.view_as_complex(source_at(problem, at).double().contiguous())
+            found.append(complex_readout(columns, wanted, mean))
+        x = torch.view_as_real(torch.cat(found)).to(rows[weight]).movedim(2, 1)
+        return {weight: x[..., :-1].contiguous(), bias: x[..., -1].contiguous()}
 
     def read(bound, coords):
         return {"wave": bound(coords)}
