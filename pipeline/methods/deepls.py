@@ -41,6 +41,8 @@ class Config(Schema):
     """Units of a hidden layer (paper: 128)."""
     depth: int = Field(3, ge=1)
     """Number of hidden layers (paper: 4 layers)."""
+    slope: float = Field(0.0, ge=0, lt=1)
+    """Of the rectifiers below zero (sources differ: leaky, or plain in the re-implementation)."""
     overlap: float = Field(1.5, ge=0.5, le=4)
     """A cell learns from points within this of its center along each axis, in sides of a cell
     (paper sec. 4: 1.5, so that neighboring cells agree where they meet; 0.5: its own only)."""
@@ -107,7 +109,7 @@ def build(config: Config, form: FormSpec) -> Method:
     import torch
 
     from pipeline.fields import cells, sides, tables
-    from pipeline.fields.activations import Identity, Relu
+    from pipeline.fields.activations import Identity, LeakyRelu, Relu
     from pipeline.fields.mlp import MLP, Layer
     from pipeline.fitting.method import Autodecoded, Descend, Field, Phase
     from pipeline.fitting.optimizers import Adam
@@ -121,7 +123,8 @@ def build(config: Config, form: FormSpec) -> Method:
         )
     side, empty = config.resolution, config.resolution**3
     inputs = config.code + 3
-    hidden = [Layer(config.width, Relu()) for _ in range(config.depth)]
+    bend = LeakyRelu(config.slope) if config.slope else Relu()
+    hidden = [Layer(config.width, bend) for _ in range(config.depth)]
     model = cells.CellField(
         MLP(inputs, [*hidden, Layer(1, Identity())]),
         resolution=side,
