@@ -91,8 +91,8 @@ OTHER_PRIORS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "begun-tokens": ("begun", TOKENS, {"steps": 1500}),
     "begun-components": (
         "begun",
-        {"name": "rectified_flow", **NETWORK, **FREE, "normalize": "whiten", "components": 128},
-        {"steps": 1500},
+        {"name": "rectified_flow", **NETWORK, **FREE, "normalize": "whiten", "components": 48},
+        {"steps": 4000},
     ),
     "begun-mixture": ("begun", MIXTURE, {}),
 }
