@@ -136,6 +136,8 @@ class Driver:
             record = train_together(self.run)
         else:
             record = self._train_alone()
+        if "diverged" in record:
+            raise ValueError(f"{record['diverged']} ({', '.join(rates(self.run))})")
         samples, seconds = record.get("samples", 0), record["seconds"]
         self.figures["train"] = {
             "samples": samples,
@@ -274,6 +276,15 @@ class Driver:
 def exists(location: Location) -> bool:
     """Whether a local folder is there: opening one for looking must not make it."""
     return location.scheme != "file" or local_folder(location).is_dir()
+
+
+def rates(run: Run) -> list[str]:
+    """The learning rates of training among a run's keys."""
+    from pipeline import methods
+
+    fields = methods.load(run.method.name).Config.model_fields
+    found = [name for name in fields if name.rpartition("_")[2] == "rate"]
+    return [f"method.{name}" for name in found if not name.startswith("fit_")]
 
 
 def shorten(run: Run, stage: str) -> str:

@@ -36,14 +36,19 @@ class TrainWorker:
 
 
 def train_one(run: Run, rank: int, world: int, device: str) -> dict[str, Any]:
-    """One rank's training; the record that it returns is small."""
+    """One rank's training; the record that it returns is small. Divergence is a record too: no
+    other attempt would end otherwise."""
     import torch
 
     from pipeline import stages
+    from pipeline.fitting import TrainingDiverged
 
     if device == "cpu":
         torch.set_num_threads(run.resources.cores)
-    record = stages.train_shared(run, rank, world, device)
+    try:
+        record = stages.train_shared(run, rank, world, device)
+    except TrainingDiverged as error:
+        return {"diverged": str(error)}
     return {k: v for k, v in record.items() if isinstance(v, int | float | str)}
 
 

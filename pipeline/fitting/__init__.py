@@ -18,7 +18,7 @@ from pipeline.fitting.rows import (
 )
 from pipeline.fitting.stream import Stream
 from pipeline.fitting.together import Together
-from pipeline.fitting.train import Trained, train
+from pipeline.fitting.train import Trained, TrainingDiverged, train
 from pipeline.fitting.units import Fitted
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Stream",
     "Together",
     "Trained",
+    "TrainingDiverged",
     "bindable",
     "choose_encoding",
     "choose_kernel",

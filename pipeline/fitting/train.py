@@ -44,6 +44,10 @@ LOG_POINTS = 50
 """Lines of the log a phase."""
 
 
+class TrainingDiverged(RuntimeError):
+    """The loss is not finite any more: the same keys would bring it there again."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """What training leaves."""
@@ -269,7 +273,7 @@ class _Training:
             due = bool(added[-1] > 0) if self.world > 1 else due
             sums = added[len(added) - 1 - len(terms) : -1]
             if not bool(torch.isfinite(added).all()):
-                raise RuntimeError(
+                raise TrainingDiverged(
                     f"training of {self.method.field.method!r} diverged at step {self.step} of "
                     f"phase {self.number}: lower its learning rate"
                 )

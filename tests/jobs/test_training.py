@@ -70,3 +70,20 @@ def test_decoder_is_trained_and_codes_are_fitted(ray_nodes, shapes, tmp_path, ca
     assert len(np.unique(codes.round(6), axis=0)) == 6
     assert main(["train", path]) == 0  # nothing left to do
     assert "train:" not in capfd.readouterr().out
+
+
+def test_training_that_diverges_is_a_matter_of_its_keys(shapes, tmp_path, capfd):
+    path = write_run(
+        tmp_path,
+        dataset={"url": str(shapes), **SHAPES},
+        ingest=INGEST,
+        method={**METHOD, "rate": 1e30},
+        store=str(tmp_path / "shapes.zarr"),
+        resources={"workers": 0},
+    )
+    assert main(["run", path]) == 2
+    told = capfd.readouterr().err
+    assert "training of 'deepsdf' diverged at step" in told
+    assert "(method.rate, method.code_rate)" in told
+    assert "continue with" not in told
+    assert "Traceback" not in told
