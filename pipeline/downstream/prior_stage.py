@@ -43,6 +43,12 @@ def refuse_other_samples(lesson: Lesson, *, replace: bool = False) -> None:
     if plan is None or plan.fit_identity == identity:
         return
     if not replace:
+        before = plan.fit_keys.get("source", {}).get("hash", "")
+        if before and plan.fit_identity == job.sample_identity(before):
+            raise ValueError(
+                f"{job.source.url} has changed since the samples in {job.store.url} were drawn; "
+                "write to another store, or give --replace to learn and draw them anew"
+            )
         keys = job.sample_keys(lesson.source_hash)
         stores.require_same_keys(plan, identity, keys, job.store.url)
     stores.discard_store(lesson.objects, keep=(f"{PRIVATE}/train/",))

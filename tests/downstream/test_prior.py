@@ -272,6 +272,14 @@ def test_other_samples_are_refused_and_replaced_without_training_again(source, t
         check_prior(job_of(source, url, train={**QUICK, "steps": 13}))
 
 
+def test_samples_of_a_source_that_has_changed_are_refused(source, tmp_path, monkeypatch):
+    url = str(tmp_path / "r.zarr")
+    run_prior(job_of(source, url))
+    monkeypatch.setattr("pipeline.downstream.lesson.store_hash", lambda objects: "0" * 64)
+    with pytest.raises(ValueError, match=r"has changed since the samples in .* were drawn"):
+        check_prior(job_of(source, url))
+
+
 # --- bad input --------------------------------------------------------------------------------
 
 
