@@ -16,7 +16,6 @@ import trimesh
 from jaxtyping import Float
 from torch import Tensor
 
-from pipeline.evaluate.back_faces import without_walls
 from pipeline.evaluate.inside import level_of, signed_values
 from pipeline.evaluate.mesh_refinement import refine_mesh
 from pipeline.evaluate.meshing import Box, extract_mesh
@@ -295,9 +294,6 @@ class OpenedStore:
     ) -> trimesh.Trimesh:
         """The surface of a row's field; in the units of the source file where the store has them.
 
-        Walls between where the field was learned and where it only has a side (`Field.known`) are
-        left out; such a mesh can have borders.
-
         Args:
             refine: Steps of moving the vertices by the field's values and normals (`refine_mesh`).
 
@@ -314,10 +310,6 @@ class OpenedStore:
             chunk=2**11 if self.device.type == "cpu" else 2**17,
             device=self.device,
         )
-        known = self.method.field.known
-        if known is not None:
-            bound, step = self.bound(number), (self.box[1][0] - self.box[0][0]) / resolution
-            mesh = without_walls(mesh, lambda x: known(bound, x[None])[0], step, self.device)
         if refine:
             field = self.distance_of(number, bent=True)
             mesh = refine_mesh(mesh, field, steps=refine, device=self.device)

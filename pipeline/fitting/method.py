@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.draw import Draw
@@ -23,8 +23,6 @@ Edit = Callable[[Bound, Tensors, Batch, Draw], Tensors]
 """Rows to rows, without gradient."""
 Read = Callable[[Bound, Float[Tensor, "n p d"]], dict[str, Tensor]]
 """Named quantities at coordinates: color in [0, 1], sdf, occupancy, density."""
-Known = Callable[[Bound, Float[Tensor, "n p d"]], Bool[Tensor, "n p"]]
-"""Where a field was learned."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,6 @@ class Field:
     """The network for the field specification, in order of evaluation."""
     coords: dict[str, Any]
     output: dict[str, Any]
-    known: Known | None = None
-    """For fields that elsewhere only have a side: meshes leave out the walls in between. Absent:
-    everywhere."""
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,8 @@ class Config(Schema):
     """Weight of the mean length of the codes (authors' default: 1e-2)."""
     empty: Literal["enclosed", "outside"] = "enclosed"
     """Cells of which not all corners have codes: all outside (authors' extraction, which leaves a
-    wall inside of closed shapes), or inside where codes enclose them and no point's normal looks
-    into them. Walls between cells with and without codes are left out of meshes (the authors
-    remove faces that disagree with the normals of points, which a store does not hold)."""
+    wall inside of closed shapes, to be removed), or inside where codes enclose them and no point's
+    normal looks into them."""
     code_std: float = Field(0.02, ge=0)
     """Standard deviation of codes before they are optimized (authors' code)."""
     train_std: float = Field(0.1, ge=0)
@@ -203,10 +202,6 @@ def build(config: Config, form: FormSpec) -> Method:
     def read(bound, coords):
         return {"occupancy": torch.sigmoid(-bound(coords))}
 
-    def known(bound, coords):
-        cell = tables.cell_at(coords, side)
-        return nodes.corner_slots(bound.nodes_keys(), cell, side)[1].all(-1)
-
     def falling(rate, steps):
         return Adam(Cosine(rate, steps, floor=rate / 100))
 
@@ -243,6 +238,5 @@ def build(config: Config, form: FormSpec) -> Method:
         layers=model.describe(),
         coords={"axes": ["x", "y", "z"], "range": [-1.0, 1.0], "handedness": "as in the source"},
         output={"quantity": "occupancy", "inside": "high", "level": 0.5},
-        known=known,
     )
     return Autodecoded(field, train=(train,), fit=(fit,))

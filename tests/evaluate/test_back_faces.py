@@ -1,11 +1,9 @@
 """The wall behind a surface goes, the surface stays."""
 
 import numpy as np
-import pytest
 import trimesh
 
-from pipeline.evaluate.back_faces import without_back_faces, without_walls
-from pipeline.evaluate.meshing import NoSurface
+from pipeline.evaluate.back_faces import without_back_faces
 
 
 def test_the_inner_wall_of_a_ball_goes_and_nothing_else():
@@ -28,21 +26,3 @@ def test_thin_plates_keep_both_sides():
     points, faces = trimesh.sample.sample_surface(plate, 4000, seed=0)
     left = without_back_faces(plate, points, plate.face_normals[faces])
     assert len(left.faces) == len(plate.faces)
-
-
-def test_a_wall_at_the_end_of_what_is_known_goes_and_the_surface_stays():
-    """Known in a shell from 0.65 to 0.95, outside beyond: the ball at 0.8 gets a wall at 0.65."""
-    outer = trimesh.creation.icosphere(subdivisions=3, radius=0.8)
-    inner = trimesh.creation.icosphere(subdivisions=3, radius=0.65)
-    inner.invert()
-    both = trimesh.util.concatenate([outer, inner])
-
-    def known(x):
-        return (x.norm(dim=-1) > 0.65) & (x.norm(dim=-1) < 0.95)
-
-    left = without_walls(both, known, 2 / 64)
-    assert len(left.faces) == len(outer.faces)
-    assert left.is_watertight
-    assert left.volume == pytest.approx(outer.volume)
-    with pytest.raises(NoSurface, match="all faces are walls"):
-        without_walls(inner, known, 2 / 64)
