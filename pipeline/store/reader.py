@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -64,7 +63,8 @@ class StoreReader:
             raise RuntimeError(
                 f"{self.location.url}: the index does not match the final record; run 'repair'"
             )
-        return pq.read_table(io.BytesIO(data))
+        # A buffer, not a Python file: Arrow's threads must not need the interpreter while it ends.
+        return pq.read_table(pa.BufferReader(data))
 
     def rows(self, where: pc.Expression | None = None, *, usable: bool = True) -> np.ndarray:
         """Row numbers, ascending: usable rows that match an expression over the index columns."""
