@@ -76,3 +76,22 @@ def test_bytes_that_would_lose_quality_are_left_and_it_is_said():
     assert lost > encoding.LOSS  # what it would have cost stands in the plan
     assert f"inner steps in {chosen}" in words
     assert (decibels(method, worn, new, kernel) - plain).mean() >= -LOST
+
+
+@bytes_only
+def test_numbers_in_which_a_picture_diverges_are_left(monkeypatch):
+    method, shared, guard, _ = taught()
+    real = encoding.log_losses
+
+    def losses(*args):
+        found = real(*args)
+        return (
+            torch.where(torch.arange(len(found)) == 3, torch.nan, found)
+            if args[-1][:4] == "int8"
+            else found
+        )
+
+    monkeypatch.setattr(encoding, "log_losses", losses)
+    kernel, words = choose_encoding(method, shared, lambda: guard, 0)
+    assert not kernel.startswith("int8")
+    assert "int8: nan x the loss" in words
