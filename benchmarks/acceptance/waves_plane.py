@@ -19,10 +19,7 @@ METRIC = (
     "in the other figures, at 17 x 65 x 65 times and places)"
 )
 CONTROL = "the sine layers (tanh)"
-CLAIM = (
-    "sine networks solve Helmholtz and wave equations in the plane; tanh fails (secs. 4.3, 4.4). "
-    "Helmholtz here by a solved output layer over units as they start, in both"
-)
+CLAIM = "sine networks solve Helmholtz and wave equations in the plane; tanh fails (secs. 4.3, 4.4)"
 HIGHER = False
 CHANGE = 0.2
 """How far speeds of a medium go from 1."""
@@ -65,9 +62,12 @@ def run(seed: int) -> Figures:
             found[f"{name} {activation}"] = _problems.errors(
                 name, table, seed, preset="plane", activation=activation
             )
+            if (name, activation) == ("helmholtz", "sine"):
+                solved = _problems.errors(name, table, seed, preset="plane-solved")
     ours, tanh = found["helmholtz sine"], found["helmholtz tanh"]
     also = {
         "one source": float(ours["relative_l2"][0]),
+        "output layer solved": float(solved["relative_l2"].max()),
         "conjugate": float(ours["relative_l2_conjugate"].min()),
         "wave": float(found["wave sine"]["relative_l2"].max()),
         "wave, tanh": float(found["wave tanh"]["relative_l2"].min()),
@@ -77,7 +77,8 @@ def run(seed: int) -> Figures:
 
 def check(figures: Figures) -> None:
     also = figures.also
-    assert figures.ours <= 0.15, f"Helmholtz: relative L2 {figures.ours:.3f}, 0.15 is asked"
+    assert figures.ours <= 0.1, f"Helmholtz: relative L2 {figures.ours:.3f}, 0.1 is asked"
+    assert also["output layer solved"] <= 0.1, f"solved: {also['output layer solved']:.3f}"
     assert also["conjugate"] >= 1, f"{also['conjugate']:.2f} from the wave that comes in, 1 asked"
     assert figures.control >= 0.7, f"Helmholtz: tanh does it too: {figures.control:.2f}"
     assert also["wave"] <= 0.1, f"wave: relative L2 {also['wave']:.3f}, 0.1 is asked"
