@@ -34,7 +34,7 @@ def figures():
     return acceptance("imnet").run(0)
 
 
-def test_codes_reconstruct_unseen_shapes_and_coarse_to_fine_helps(figures):
+def test_codes_reconstruct_unseen_shapes(figures):
     acceptance("imnet").check(figures)
 
 
