@@ -7,7 +7,7 @@ For shapes and whole scenes that one code cannot hold.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -28,6 +28,8 @@ STORES = (
 
 class Config(Schema):
     """Defaults: 16^3 cells, a decoder that learns from the cells of a few shapes in a minute."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("slope",)
 
     resolution: int = Field(16, ge=1, le=256)
     """Cells an axis of the box [-1, 1]^3 (paper: 32 for objects, from memory)."""
